@@ -1,0 +1,129 @@
+"""A cell of a table as typed data: what it computes, and nothing about where it runs.
+
+The key of a cell is the SHA-256 of its whole resolved config, so a changed default is a new run.
+Enums are matched by name on the command line (`protocol.same_item_history=keep`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any
+
+from models.interface import ModelConfig
+
+
+class Scope(Enum):
+    """P1: the most recent 50 of the user over both behaviours, or 50 of each behaviour."""
+
+    user = "user"
+    behavior = "behavior"
+
+
+class SameItemHistory(Enum):
+    """P2: what happens to a target's own earlier events (protocol, "people open, then favor")."""
+
+    drop = "drop"
+    keep = "keep"
+    novel_only = "novel_only"
+
+
+class TrainTargets(Enum):
+    """P3: every earlier interaction is a training target, or favors alone."""
+
+    all = "all"
+    favor = "favor"
+
+
+class Cutoff(Enum):
+    """P4: training ends per user, or also at one date for everyone."""
+
+    per_user = "per_user"
+    global_time = "global_time"
+
+
+class Negatives(Enum):
+    """P5: how the 99 candidates are drawn from the items that a user never touched."""
+
+    uniform = "uniform"
+    popularity = "popularity"
+
+
+class Windows(Enum):
+    """Windows of a method trained at all places: a user's last one, or all, end to end."""
+
+    last = "last"
+    tiled = "tiled"
+
+
+@dataclass
+class ProtocolConfig:
+    """Readings P1 to P5 of the protocol, default first."""
+
+    scope: Scope = Scope.user
+    same_item_history: SameItemHistory = SameItemHistory.drop
+    train_targets: TrainTargets = TrainTargets.all
+    cutoff: Cutoff = Cutoff.per_user
+    negatives: Negatives = Negatives.uniform
+    max_history: int = 50
+    """Most recent interactions that a method may read (section 5.1.1)."""
+
+
+@dataclass
+class TrainConfig:
+    """How long and in which portions; the method's own settings are in its config."""
+
+    epochs: int = 1000
+    """Most epochs; early stopping usually ends a run before."""
+    patience: int = 10
+    """Epochs without a better validation NDCG@10 after which a run ends (section 5.1.3)."""
+    batch_size: int = 1024
+    """Samples (prefixes or windows) a step (section 5.1.3)."""
+    samples: int = 0
+    """Training samples drawn, without repetition, for one epoch; 0 is all of them."""
+    windows: Windows = Windows.last
+    """For methods trained at all places."""
+    evaluation_batch: int = 512
+    """Users encoded at once in validation and test; changes speed, not scores."""
+
+
+@dataclass
+class Cell:
+    """One run: a method, on a data set, with a seed."""
+
+    method: str = ""
+    data: str = ""
+    seed: int = 0
+    users: int = 0
+    """At most this many users of the data, the first ones; 0 is all (budget smoke: 200)."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+
+
+def plain(config: Any) -> Any:
+    """A config as JSON's types: dataclasses become objects, enums their names."""
+
+    def value(item: Any) -> Any:
+        if isinstance(item, Enum):
+            return item.name
+        if isinstance(item, dict):
+            return {key: value(inner) for key, inner in item.items()}
+        if isinstance(item, list | tuple):
+            return [value(inner) for inner in item]
+        return item
+
+    return value(asdict(config))
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of JSON's types, keys sorted."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def cell_key(cell: Cell) -> str:
+    """The name of a run: SHA-256 of its whole resolved config."""
+    return digest(plain(cell))

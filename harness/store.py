@@ -1,0 +1,200 @@
+"""Records: one JSON and one NPZ a cell, written whole or not at all; corrupt ones are set aside.
+
+`results/cells/KEY/record.json` and `ranks.npz`; KEY is the SHA-256 of the resolved config.
+Axes: user = users with a test target, in ascending user id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+import warnings
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+
+from harness.errors import InputError
+
+RANKS = ("user", "above", "tied", "above_full", "tied_full", "untouched")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Two integers a test user, among 1 + 99 candidates and among all items never touched.
+
+    `above`: candidates scoring strictly above the positive; `tied`: others scoring exactly as it
+    (protocol, Metrics). `untouched`: how many items the full counts are among (without the positive).
+    """
+
+    user: Int[ndarray, " user"]
+    above: Int[ndarray, " user"]
+    tied: Int[ndarray, " user"]
+    above_full: Int[ndarray, " user"]
+    tied_full: Int[ndarray, " user"]
+    untouched: Int[ndarray, " user"]
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What made a number beside its config; a stored record is current when all three still hold."""
+
+    code: str
+    data: str
+    candidates: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """Everything that is known of one finished run."""
+
+    key: str
+    config: dict[str, Any]
+    """The resolved cell (`harness.config.plain`)."""
+    label: str
+    """The method's name in the paper's tables."""
+    fingerprints: Fingerprints
+    versions: dict[str, str]
+    host: dict[str, Any]
+    seconds: dict[str, float]
+    """prepare, train, evaluate, total."""
+    peak_memory_mib: float
+    parameters: int
+    train_samples: int
+    """Training samples of one epoch."""
+    epochs: int
+    best_epoch: int
+    curve: list[dict[str, float]]
+    """A row an epoch: epoch, loss and its terms, validation NDCG@10, seconds."""
+    resumed: int = 0
+    """How often the run went on from a checkpoint."""
+    finished: str = ""
+    ranks: Ranks | None = field(default=None, compare=False)
+
+    @property
+    def data(self) -> str:
+        """Name of the data set."""
+        return str(self.config["data"])
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return int(self.config["seed"])
+
+
+class Store:
+    """The results folder. Every write goes to a temporary name and is renamed when complete."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self.cells = self.root / "cells"
+
+    def ensure_writable(self) -> None:
+        """Raise InputError unless a file can be written here."""
+        try:
+            self.cells.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.cells) as probe:
+                probe.write(b"x")
+        except OSError as error:
+            message = (
+                f"results folder '{self.root}' is not writable ({error.strerror}); "
+                "choose another with --results DIR"
+            )
+            raise InputError(message) from error
+
+    def save(self, record: Record) -> None:
+        """Store a record with its ranks; an older record of the same key is replaced.
+
+        Raises OSError (a full disk, say) with nothing half-written left behind.
+        """
+        if record.ranks is None:
+            raise ValueError("a record is stored with its ranks")
+        self.cells.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=self.cells))
+        try:
+            content = asdict(record)
+            ranks = content.pop("ranks")
+            with (scratch / "ranks.npz").open("wb") as file:
+                np.savez_compressed(file, **ranks)
+                file.flush()
+                os.fsync(file.fileno())
+            write_json(scratch / "record.json", content)
+            scratch.chmod(0o755)
+            self._replace(scratch, self.cells / record.key)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+
+    def _replace(self, scratch: Path, target: Path) -> None:
+        """Rename a complete folder into place, moving an older one out of the way first."""
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=".old-", dir=self.cells))
+            target.rename(old / "cell")
+            scratch.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            scratch.rename(target)
+
+    def load(self, key: str) -> Record | None:
+        """A record with its ranks, or None. A corrupt one is set aside with a warning: None."""
+        folder = self.cells / key
+        if not folder.is_dir():
+            return None
+        try:
+            content = json.loads((folder / "record.json").read_text(encoding="utf8"))
+            content["fingerprints"] = Fingerprints(**content["fingerprints"])
+            with np.load(folder / "ranks.npz", allow_pickle=False) as arrays:
+                ranks = Ranks(**{name: arrays[name] for name in RANKS})
+            if content["key"] != key or len({len(getattr(ranks, name)) for name in RANKS}) != 1:
+                raise ValueError("key or lengths disagree")
+            return Record(**content, ranks=ranks)
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            set_aside(folder, f"record {key[:12]} cannot be read ({error}); it will be computed again")
+            return None
+
+    def records(self) -> Iterator[Record]:
+        """Every readable record, in the order of keys."""
+        if not self.cells.is_dir():
+            return
+        for folder in sorted(self.cells.iterdir()):
+            if not folder.name.startswith(".") and ".corrupt" not in folder.name:
+                record = self.load(folder.name)
+                if record is not None:
+                    yield record
+
+
+def set_aside(path: Path, why: str) -> None:
+    """Rename something unreadable to NAME.corrupt-TIME and warn; nothing is deleted."""
+    aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
+    path.rename(aside)
+    warnings.warn(f"{why}; kept as {aside.name}", RuntimeWarning, stacklevel=3)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all (temporary name, fsync, rename)."""
+    write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode("utf8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; on error the old one stays and nothing else is left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    scratch = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.chmod(0o644)
+        scratch.replace(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
