@@ -142,6 +142,16 @@ class Batch:
     generator: torch.Generator
     """Every draw of a training pass (negatives, masks, diffusion noise); dropout aside."""
 
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device; the generator is left where it is."""
+        return replace(
+            self,
+            history=self.history.to(device),
+            targets=self.targets.to(device),
+            clicks=self.clicks.to(device),
+            favors=self.favors.to(device),
+        )
+
     @property
     def target(self) -> Int[Tensor, " batch"]:
         """The target of a prefix batch."""
@@ -216,6 +226,14 @@ class Recommender(nn.Module, ABC):
             weight_decay=self.config.weight_decay,
             fused=True,
         )
+
+    def schedule(
+        self,
+        optimiser: torch.optim.Optimizer,  # noqa: ARG002
+        steps: int,  # noqa: ARG002
+    ) -> torch.optim.lr_scheduler.LRScheduler | None:
+        """Learning-rate schedule, stepped after each batch; `steps` are the batches of one epoch."""
+        return None
 
     @property
     def device(self) -> torch.device:
