@@ -70,6 +70,8 @@ class Interactions:
     user: Int[Tensor, " event"]
     item: Int[Tensor, " event"]
     behaviour: Int[Tensor, " event"]
+    target: Bool[Tensor, " event"]
+    """Which events are training targets (readings P2 to P4 of the protocol); all True elsewhere."""
     offsets: Int[Tensor, " users_plus_one"]
     """Events of user u are offsets[u] : offsets[u + 1]."""
 
@@ -186,6 +188,8 @@ class Recommender(nn.Module, ABC):
     Config: ClassVar[type[ModelConfig]] = ModelConfig
     samples: ClassVar[Samples] = Samples.prefix
     """Which kind of `Batch` `loss` wants."""
+    trained: ClassVar[bool] = True
+    """False for a reference row: `prepare` is all of its training, `loss` is never called."""
 
     def __init__(self, config: ModelConfig, catalogue: Catalogue) -> None:
         super().__init__()
@@ -207,9 +211,7 @@ class Recommender(nn.Module, ABC):
         """Everything about the users that does not depend on the candidates. Empty rows are legal."""
 
     @abstractmethod
-    def score(
-        self, state: State, items: Int[Tensor, "batch cand"]
-    ) -> Float[Tensor, "batch cand"]:
+    def score(self, state: State, items: Int[Tensor, "batch cand"]) -> Float[Tensor, "batch cand"]:
         """Scores of some items a user; larger is better. A tie must be exact."""
 
     def score_all(self, state: State) -> Float[Tensor, "batch item_row"]:
