@@ -1,0 +1,252 @@
+"""Run cells on this machine: as many one-thread worker processes as there are cores.
+
+Workers are spawned once and import the models once. Two `reproduce` processes on one results folder
+share the work: a cell that the other one holds is left to it, and looked up when it is done.
+"""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import platform
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from multiprocessing.connection import wait as wait_for
+from multiprocessing.synchronize import Event
+
+import torch
+
+from harness.config import Cell, cell_key
+from harness.errors import InputError
+from harness.execution.live import Board, Failure, Live
+from harness.execution.plan import current
+from harness.execution.progress import Display
+from harness.fingerprint import code_fingerprint
+from harness.run import Places, run
+from harness.store import Store
+from harness.training.loop import Progress, StoppedError
+from harness.zoo import find
+
+MOST_DEATHS = 2
+"""A cell whose worker was killed so often (out of memory, most likely) counts as failed."""
+SECONDS_TO_STOP = 20.0
+"""How long workers may take to reach the end of a batch after Ctrl-C, before they are ended."""
+
+
+class Ended(Enum):
+    """How a worker left a cell."""
+
+    done = "done"
+    stored = "stored"
+    busy = "busy"
+    failed = "failed"
+    stopped = "stopped"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a worker says of a cell."""
+
+    key: str
+    ended: Ended
+    message: str = ""
+    """The error's last line, or what became of a corrupt file."""
+    seconds: float = 0.0
+    validation: float | None = None
+    epochs: int = 0
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_here(
+    cells: Sequence[Cell], places: Places, display: Display, workers: int | None = None
+) -> dict[str, str]:
+    """Run the cells, and return the error's last line of each one that failed, by key.
+
+    Raises:
+        InputError: Something that concerns every cell (an unusable data set, a full disk).
+        KeyboardInterrupt: After Ctrl-C, when every worker has stopped.
+    """
+    Store(places.results).ensure_writable()
+    by_key = {cell_key(cell): cell for cell in cells}
+    failed: dict[str, str] = {}
+    if not by_key:
+        return failed
+    count = max(1, min(workers or cores(), len(by_key)))
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    left, deaths = dict(by_key), dict.fromkeys(by_key, 0)
+    with display, one_thread():
+        while left:
+            pool = ProcessPoolExecutor(count, context, _start_worker, (stop,))
+            try:
+                for outcome in _outcomes(pool, left, places):
+                    if outcome.ended is Ended.busy:
+                        continue
+                    cell = left.pop(outcome.key)
+                    if outcome.ended is Ended.failed:
+                        failed[outcome.key] = outcome.message
+                    display.finished(cell, outcome.ended.value, outcome.seconds,
+                                     outcome.validation, outcome.epochs, outcome.message)  # fmt: skip
+            except BrokenProcessPool:
+                for key in _killed(left, deaths, places):
+                    failed[key] = "the worker process was killed (out of memory?)"
+                    display.finished(left.pop(key), "failed", 0.0, None, 0, failed[key])
+            except BaseException:
+                stop.set()
+                _end(pool)
+                raise
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+    return failed
+
+
+def _outcomes(
+    pool: ProcessPoolExecutor, left: dict[str, Cell], places: Places
+) -> Iterator[Outcome]:
+    """Outcomes as they come; cells that another process holds are waited for at the end."""
+    cells = list(left.values())
+    busy = []
+    for outcome in _completed(pool.submit(_work, cell, places, False) for cell in cells):
+        if outcome.ended is Ended.busy:
+            busy.append(left[outcome.key])
+        yield outcome
+    yield from _completed(pool.submit(_work, cell, places, True) for cell in busy)
+
+
+def _completed(futures: Iterable[Future[Outcome]]) -> Iterator[Outcome]:
+    """Results in the order of completion. Wakes often, so that Ctrl-C is heard at once."""
+    open_ones = set(futures)
+    while open_ones:
+        done, open_ones = wait(open_ones, timeout=0.5, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield future.result()
+
+
+def _killed(left: dict[str, Cell], deaths: dict[str, int], places: Places) -> list[str]:
+    """After a worker was killed: the cells that were being worked on too often when that happened."""
+    board = Board(places.results)
+    given_up = []
+    for live in board.lives():
+        if live.key in left and not board.working(live.key):
+            board.clear(live.key)
+            deaths[live.key] += 1
+            if deaths[live.key] >= MOST_DEATHS:
+                given_up.append(live.key)
+                board.fail(_failure(left[live.key], "the worker process was killed (out of memory?)"))
+    return given_up
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """Let workers reach the end of their batch, then end those that did not."""
+    processes = list((pool._processes or {}).values())  # noqa: SLF001 - no public way to their ids
+    pool.shutdown(wait=False, cancel_futures=True)
+    deadline = time.monotonic() + SECONDS_TO_STOP
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.terminate()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Children that are started inside take one thread each, whatever their libraries are."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+_stop: Event | None = None
+
+
+def _start_worker(stop: Event) -> None:
+    """Once a worker process: one thread, Ctrl-C left to the parent, an end when the parent ends."""
+    global _stop  # noqa: PLW0603 - how an initialiser hands something to the tasks of its process
+    _stop = stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    """End this process when the parent is gone, so that no orphan goes on."""
+    wait_for([sentinel])
+    os._exit(1)
+
+
+def _work(cell: Cell, places: Places, wait_for_lock: bool) -> Outcome:
+    """One cell, in a worker: run it unless another process holds it or has just stored it."""
+    key, board = cell_key(cell), Board(places.results)
+    with board.lock(key, wait=wait_for_lock) as mine:
+        if not mine:
+            return Outcome(key, Ended.busy)
+        record = Store(places.results).load(key)
+        if record is not None and current(record, cell, places):
+            return Outcome(key, Ended.stored)
+        try:
+            return _run(key, cell, places, board)
+        except StoppedError:
+            return Outcome(key, Ended.stopped)
+        except InputError:
+            raise
+        except Exception as error:  # noqa: BLE001 - one method's failure must not end the table
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise InputError(
+                    f"no space left on the disk of '{places.results}'; free some, or choose another "
+                    "folder with --results DIR, and run the same command again"
+                ) from error
+            failure = _failure(cell, f"{type(error).__name__}: {error}", traceback.format_exc())
+            board.fail(failure)
+            return Outcome(key, Ended.failed, failure.error)
+        finally:
+            board.clear(key)
+
+
+def _run(key: str, cell: Cell, places: Places, board: Board) -> Outcome:
+    """Run a cell and keep its live file up to date."""
+    live = Live(key, find(cell.method).label, cell.data, cell.seed, os.getpid(), platform.node(),
+                time.time(), epochs=cell.train.epochs)  # fmt: skip
+    board.put(live)
+
+    def report(progress: Progress) -> None:
+        row = progress.curve[-1]
+        live.epoch, live.loss = progress.epoch, row["loss"]
+        live.validation, live.best = row["NDCG@10"], progress.best
+        last = min(cell.train.epochs, progress.best_epoch + cell.train.patience)
+        live.ends_at = time.time() + row["seconds"] * (last - progress.epoch)
+        board.put(live)
+
+    record = run(cell, places, report, lambda: _stop is not None and _stop.is_set())
+    board.forgive(key)
+    best = max((row["NDCG@10"] for row in record.curve), default=None)
+    return Outcome(key, Ended.done, "", record.seconds["total"], best, record.epochs)
+
+
+def _failure(cell: Cell, error: str, trace: str = "") -> Failure:
+    """Why a cell failed, for its file in results/failed."""
+    method = find(cell.method)
+    line = error.strip().splitlines()[-1] if error.strip() else "no message"
+    return Failure(cell_key(cell), method.label, cell.data, cell.seed, line, trace, platform.node(),
+                   time.time(), code_fingerprint(method.module))  # fmt: skip

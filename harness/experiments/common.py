@@ -1,0 +1,95 @@
+"""What every artefact of the paper shares: what was asked for, and which cells a grid of runs has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from harness.compose import SEEDS, Budget, check_overrides, compose_cell
+from harness.config import Cell
+from harness.data.prepare import ensure_demo
+from harness.data.synthetic import DEMO_SETS
+from harness.errors import InputError
+from harness.run import Places, open_dataset
+from harness.zoo import METHODS, REFERENCES, Method, find
+
+DATA_WORDS = {"demo": tuple(DEMO_SETS), "paper": ("rec_tmall", "kuaishou")}
+"""Short names of pairs of data sets."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One command line, understood."""
+
+    target: str
+    data: str
+    """The word of --data as typed; names the folder of the tables."""
+    names: tuple[str, ...]
+    """Data sets, in order."""
+    budget: Budget
+    seeds: int
+    methods: tuple[Method, ...]
+    """Of the paper's; reference rows come on top."""
+    overrides: tuple[str, ...]
+    places: Places
+    command: str
+    """The command line that recomputes the artefact."""
+
+    @property
+    def folder_name(self) -> str:
+        """Folder of the tables below results/tables/TARGET."""
+        return self.data.replace(",", "+")
+
+
+def data_names(word: str) -> tuple[str, ...]:
+    """Data sets of `--data a,b`; `demo` and `paper` are pairs."""
+    names = [
+        name for part in word.split(",") if part.strip()
+        for name in DATA_WORDS.get(part.strip(), (part.strip(),))
+    ]  # fmt: skip
+    if not names:
+        raise InputError(f"--data '{word}' names no data set; try --data demo")
+    return tuple(dict.fromkeys(names))
+
+
+def open_all(names: Iterable[str], places: Places) -> bool:
+    """Open (and, for the demo's, generate) the data sets; True when all are demo data."""
+    demo = True
+    for name in names:
+        if name in DEMO_SETS:
+            ensure_demo(places.data, name)
+        demo &= open_dataset(places.data, name).demo
+    return demo
+
+
+def choose_methods(word: str | None) -> tuple[Method, ...]:
+    """`--methods a,b`, in the order of the paper's Table 2; all that are built without it."""
+    if word is None:
+        return METHODS
+    chosen = {find(name).key for name in word.split(",") if name.strip()}
+    return tuple(method for method in METHODS if method.key in chosen)
+
+
+def grid(request: Request) -> list[Cell]:
+    """Methods x data sets x seeds; a reference row has no randomness and one cell a data set.
+
+    Seed 0 is the tuning seed (protocol, Tuning), so runs count from 1.
+    """
+    check_overrides((*request.methods, *REFERENCES), request.overrides)
+    cells = []
+    for method in (*request.methods, *REFERENCES):
+        seeds = request.seeds if method in request.methods else 1
+        for name in request.names:
+            cell = compose_cell(method, name, request.budget, request.overrides)
+            cells += [replace(cell, seed=seed) for seed in range(1, seeds + 1)]
+    return cells
+
+
+def default_budget(*, demo: bool) -> Budget:
+    """Quick on demo data, the paper's on everything else."""
+    return Budget.quick if demo else Budget.paper
+
+
+def default_seeds(budget: Budget) -> int:
+    """Runs a method."""
+    return SEEDS[budget]

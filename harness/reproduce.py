@@ -1,0 +1,169 @@
+"""`python -m harness.reproduce TARGET`: plan an artefact, run what is missing, print it.
+
+Nothing heavy is imported before the command line is understood, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from harness.execution.plan import Plan
+    from harness.experiments.common import Request
+
+TARGETS = {
+    "table1": "our data sets' statistics beside the paper's Table 1",
+    "table2": "the main comparison, significance-tested, beside the paper's Table 2",
+}
+LATER = ("table3", "table4", "figure3", "figure4", "figure5", "tuning", "multiverse", "claims", "all")
+
+EPILOG = """\
+targets:
+{targets}
+
+examples:
+  python -m harness.reproduce table2
+  python -m harness.reproduce table2 --methods m3bsr,sasrec --seeds 5 --plan
+  python -m harness.reproduce table2 --data deskdrop --budget quick protocol.same_item_history=keep
+  python -m harness.reproduce table2 model.diffusion.steps=15
+
+exit codes: 0 done, 1 some runs failed (the table names them), 2 something typed or supplied cannot be
+used, 130 interrupted (the same command goes on)."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    listed = "\n".join(f"  {name:8} {what}" for name, what in TARGETS.items())
+    words = argparse.ArgumentParser(
+        prog="python -m harness.reproduce",
+        description="Plan an artefact of the paper, run the cells that are missing, print it.",
+        epilog=EPILOG.format(targets=listed),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    words.add_argument("target", metavar="TARGET", help=", ".join(TARGETS))
+    words.add_argument("overrides", nargs="*", metavar="key=value",
+                       help="settings of a cell: train.epochs=3 model.hidden=128 protocol.scope=behavior")  # fmt: skip
+    words.add_argument("--data", default="demo", metavar="NAME[,NAME]",
+                       help="prepared data sets; demo (default) and paper stand for two each")  # fmt: skip
+    words.add_argument("--on", default="here", metavar="here|slurm", help="where to run (default: here)")
+    words.add_argument("--budget", metavar="smoke|quick|paper",
+                       help="default: quick on demo data, paper elsewhere")  # fmt: skip
+    words.add_argument("--seeds", type=int, metavar="N", help="runs of each method (default: 1, 3, 5 by budget)")
+    words.add_argument("--methods", metavar="a,b,c", help="a choice of methods (default: all that are built)")
+    words.add_argument("--plan", action="store_true", help="print what would run, and run nothing")
+    words.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one a core)")
+    words.add_argument("--results", type=Path, default=Path("results"), metavar="DIR",
+                       help="where records and tables are kept (default: results)")  # fmt: skip
+    words.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR",
+                       help="where prepared data sets are kept (default: data)")  # fmt: skip
+    return words
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        options = parser().parse_intermixed_args(words)
+    except SystemExit as end:  # argparse has printed its line
+        return int(end.code or 0)
+    command = shlex.join(["python", "-m", "harness.reproduce", *words])
+    try:
+        if options.target not in TARGETS:
+            if options.target in LATER:
+                raise InputError(  # noqa: TRY301
+                    f"target '{options.target}' is not built yet; choose from: {', '.join(TARGETS)}"
+                )
+            raise unknown("target", options.target, TARGETS)  # noqa: TRY301
+        return reproduce(understand(options, command), plan_only=options.plan, workers=options.workers)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted; what is finished is stored. To go on: {command}", file=sys.stderr)
+        return 130
+
+
+def understand(options: argparse.Namespace, command: str) -> Request:
+    """A command line as a Request. Raises InputError for anything that cannot be used."""
+    from harness.compose import Budget
+    from harness.experiments import common
+    from harness.run import Places
+
+    if options.on != "here":
+        raise InputError(
+            "--on slurm is not built yet; run here, or start this command inside an allocation"
+            if options.on.split(":")[0] == "slurm"
+            else f"no place '{options.on}' to run; choose from: here"
+        )
+    for name in ("seeds", "workers"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name} {value}: at least 1 is needed")
+    budgets = [budget.name for budget in Budget]
+    if options.budget is not None and options.budget not in budgets:
+        raise unknown("budget", options.budget, budgets)
+    for word in options.overrides:
+        if "=" not in word:
+            raise InputError(f"'{word}' is not key=value; an example: train.epochs=3")
+    places = Places(options.data_dir, options.results)
+    methods = common.choose_methods(options.methods)
+    names = common.data_names(options.data)
+    demo = common.open_all(names, places)
+    budget = Budget[options.budget] if options.budget else common.default_budget(demo=demo)
+    seeds = options.seeds or common.default_seeds(budget)
+    return common.Request(options.target, options.data, names, budget, seeds, methods,
+                          tuple(options.overrides), places, command)  # fmt: skip
+
+
+def reproduce(request: Request, *, plan_only: bool, workers: int | None) -> int:
+    """Plan, run, print. Returns 1 when some runs failed, else 0."""
+    from harness.execution.here import cores, run_here
+    from harness.execution.live import Board
+    from harness.execution.plan import plan
+    from harness.execution.progress import Display
+    from harness.experiments import artefact
+    from harness.store import Store
+
+    made = artefact(request.target)
+    cells = made.cells(request)
+    planned = plan(cells, request.places)
+    count = workers or cores()
+    if plan_only:
+        show_plan(request, planned, count)
+        return 0
+    failed: dict[str, str] = {}
+    missing = planned.missing
+    Store(request.places.results).ensure_writable()
+    if missing:
+        print(f"{len(planned.stored)} of {len(cells)} cells are stored, {len(missing)} to run "
+              f"on {min(count, len(missing))} workers", file=sys.stderr)  # fmt: skip
+        board = Board(request.places.results)
+        failed = run_here(missing, request.places, Display(len(missing), board, count), workers)
+        planned = plan(cells, request.places)
+    print(made.publish(request, planned, failed))
+    return 1 if failed else 0
+
+
+def show_plan(request: Request, planned: Plan, workers: int) -> None:
+    """Print the cells wanted, stored and to run, with the hours expected from stored timings."""
+    from tabulate import tabulate
+
+    from harness.execution.estimate import estimate
+
+    rows, total = estimate(planned, request.places)
+    print(f"{request.target} on {request.data}, budget {request.budget.name}, {request.seeds} seeds: "
+          f"{len(planned.wanted)} cells wanted, {len(planned.stored)} stored, "
+          f"{len(planned.missing)} to run"
+          + (f" ({len(planned.stale)} of them were made by other code or data)" if planned.stale else ""))  # fmt: skip
+    print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".1f"))
+    print(total.say(workers))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

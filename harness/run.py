@@ -1,0 +1,164 @@
+"""run(cell) -> Record: the only place where a model is trained and tested."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.config import Cell, cell_key, plain
+from harness.data.batches import TrainingSamples
+from harness.data.dataset import Dataset
+from harness.errors import InputError
+from harness.evaluation.ranks import Validation, test_ranks
+from harness.fingerprint import fingerprints
+from harness.seeding import stream
+from harness.store import Record, Store
+from harness.training.loop import Checkpoint, Progress, fit
+from harness.zoo import find
+
+LIBRARIES = ("torch", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Folders of this machine; no number depends on them."""
+
+    data: Path
+    results: Path
+
+    def checkpoint(self, key: str) -> Path:
+        """Where a run keeps its state between epochs."""
+        return self.results / "checkpoints" / f"{key}.pt"
+
+
+def run(
+    cell: Cell,
+    places: Places,
+    report: Callable[[Progress], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Record:
+    """Train and test one cell, store its record, and return it.
+
+    Raises:
+        InputError: The data set cannot be used.
+        TrainingDivergedError, BadScoresError: The method failed; nothing is stored.
+        StoppedError: `stop` said so; the checkpoint stays.
+    """
+    key, method = cell_key(cell), find(cell.method)
+    clock = Clock()
+    dataset = open_dataset(places.data, cell.data)
+    split = dataset.split(cell.protocol, cell.users)
+    catalogue = replace(dataset.catalogue(cell.protocol), users=len(split.events.offsets) - 1)
+    made_by = fingerprints(method.module, dataset, cell.protocol)
+
+    torch.manual_seed(int(stream(cell.seed, "torch").integers(2**63 - 1)))
+    model_class, _ = method.load()
+    model = model_class(cell.model, catalogue).to(device())
+    model.prepare(split.train)
+    clock.lap("prepare")
+
+    checkpoint = Checkpoint(places.checkpoint(key), vars(made_by))
+    progress, count = Progress(), 0
+    if model_class.trained:
+        samples = TrainingSamples(split, model_class.samples, cell.protocol, cell.train)
+        validation = Validation(split, cell.protocol, cell.train.evaluation_batch)
+        count = len(samples)
+        if not count or not len(validation):
+            message = (
+                f"data set '{cell.data}' has {count} training samples and {len(validation)} "
+                f"validation users for {method.label}; use more users or other readings"
+            )
+            raise InputError(message)
+        progress = fit(
+            model, samples, validation, cell.train, cell.seed, checkpoint, report, stop
+        )
+    clock.lap("train")
+
+    ranks = test_ranks(model, split, cell.protocol, cell.train.evaluation_batch)
+    clock.lap("evaluate")
+    record = Record(
+        key=key,
+        config=plain(cell),
+        label=method.label,
+        fingerprints=made_by,
+        versions={"python": platform.python_version(), **versions()},
+        host=host(),
+        seconds=clock.seconds,
+        peak_memory_mib=peak_memory_mib(),
+        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        train_samples=count,
+        epochs=progress.epoch,
+        best_epoch=progress.best_epoch,
+        curve=progress.curve,
+        resumed=progress.resumed,
+        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        ranks=ranks,
+    )
+    Store(places.results).save(record)
+    checkpoint.remove()
+    return record
+
+
+@cache
+def open_dataset(root: Path, name: str) -> Dataset:
+    """A data set, opened once a process."""
+    return Dataset.open(root, name)
+
+
+def device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Clock:
+    """Seconds of each stage of a run, and in all."""
+
+    def __init__(self) -> None:
+        self.started = self.last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        """End a stage."""
+        now = time.perf_counter()
+        self.seconds[stage] = now - self.last
+        self.seconds["total"] = now - self.started
+        self.last = now
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Releases of the libraries that numbers may depend on."""
+    return {name: metadata.version(name) for name in LIBRARIES}
+
+
+def host() -> dict[str, Any]:
+    """The machine, as far as it may matter for a number or for its seconds."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "name": platform.node(),
+        "system": platform.platform(),
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "process": os.getpid(),
+    }
+
+
+def peak_memory_mib() -> float:
+    """Largest resident size of this process so far, in MiB (on a GPU: its allocations)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,72 @@
+"""`python -m harness.status`: what runs, what is done, what failed; from any shell, at any time.
+
+Reads the results folder alone, so it works while a `reproduce` runs elsewhere and after it died.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+EXAMPLE = "example: python -m harness.status --watch"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the state of a results folder; with --watch again and again until Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.status", epilog=EXAMPLE,
+        description="What is running (epoch, loss, time left), done and failed.",
+    )  # fmt: skip
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
+    parser.add_argument("--watch", action="store_true", help="again every two seconds")
+    options = parser.parse_args(arguments)
+    try:
+        while True:
+            show(options.results)
+            if not options.watch:
+                return 0
+            time.sleep(2)
+            print()
+    except KeyboardInterrupt:
+        return 130
+
+
+def show(results: Path) -> None:
+    """Print the state once."""
+    from rich.console import Console
+
+    from harness.execution.live import Board
+    from harness.execution.progress import live_table
+
+    console = Console()
+    board = Board(results)
+    lives = board.lives()
+    working = [live for live in lives if board.working(live.key)]
+    died = [live for live in lives if not board.working(live.key)]
+    failures = board.failures()
+    cells = results / "cells"
+    done = sum(1 for path in cells.iterdir() if _is_record(path)) if cells.is_dir() else 0
+    console.print(f"{results}: {done} done, {len(working)} running, {len(failures)} failed")
+    if working:
+        console.print(live_table(working))
+    for live in died:
+        console.print(
+            f"stopped: {live.method} {live.data} seed {live.seed} after epoch {live.epoch} "
+            f"(process {live.process} on {live.host} is gone); the same reproduce command goes on there",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+    for failure in failures:
+        console.print(
+            f"failed: {failure.method} {failure.data} seed {failure.seed}: {failure.error}",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def _is_record(path: Path) -> bool:
+    return not path.name.startswith(".") and ".corrupt" not in path.name
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""One training loop for all methods: early stopping, a checkpoint an epoch, exact resumption.
+
+A run that was killed and resumed ends bit-equal (on the CPU) to one that was not: a checkpoint holds
+the model, the optimiser, the schedule and every random stream, and is taken between two epochs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import time
+import zipfile
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.config import TrainConfig
+from harness.data.batches import TrainingSamples
+from harness.seeding import torch_stream
+from harness.store import set_aside
+from models.interface import Losses, Recommender
+
+
+class TrainingDivergedError(ArithmeticError):
+    """The loss became NaN or infinite: the run stops, and its record says where."""
+
+
+class StoppedError(Exception):
+    """Somebody asked the run to stop; it goes on from its last checkpoint next time."""
+
+
+@dataclass
+class Progress:
+    """What a run has reached: handed on after each epoch, and kept in the checkpoint."""
+
+    epoch: int = 0
+    """Epochs finished."""
+    best_epoch: int = 0
+    """Number of the best one, from 1."""
+    best: float = -math.inf
+    """Its validation NDCG@10."""
+    resumed: int = 0
+    """How often the run went on from a checkpoint."""
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+    def ended(self, train: TrainConfig) -> bool:
+        """True when the epochs are used up, or the patience is."""
+        return self.epoch >= train.epochs or self.epoch - self.best_epoch >= train.patience
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a run's state is kept, and what it must have been made by to be taken up again."""
+
+    path: Path
+    made_by: dict[str, str]
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the state whole or not at all."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self.path.with_name(f".{self.path.name}-{os.getpid()}")
+        try:
+            with scratch.open("wb") as file:
+                torch.save({"made_by": self.made_by, **state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(self.path)
+        except BaseException as error:
+            scratch.unlink(missing_ok=True)
+            if isinstance(error, RuntimeError) and "write" in str(error):
+                # torch hides the system's error (a full disk) behind its own
+                raise OSError(28, os.strerror(28), str(self.path)) from error
+            raise
+
+    def load(self) -> dict[str, Any] | None:
+        """The state, or None where there is none, or it is of other code or data, or corrupt."""
+        if not self.path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self.path, weights_only=True)
+            made_by = state.pop("made_by")
+        except (OSError, RuntimeError, EOFError, KeyError, ValueError, AttributeError,
+                pickle.UnpicklingError, zipfile.BadZipFile) as error:  # fmt: skip
+            set_aside(self.path, f"checkpoint {self.path.name} cannot be read ({error!r:.80}); "
+                                 "the run starts again")  # fmt: skip
+            return None
+        return state if made_by == self.made_by else None
+
+    def remove(self) -> None:
+        """Forget the state: the run is stored."""
+        self.path.unlink(missing_ok=True)
+
+
+def fit(
+    model: Recommender,
+    samples: TrainingSamples,
+    validate: Callable[[Recommender], float],
+    train: TrainConfig,
+    seed: int,
+    checkpoint: Checkpoint,
+    report: Callable[[Progress], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Progress:
+    """Train until the patience is used up; the model ends with the weights of its best epoch.
+
+    Args:
+        model: Built and prepared; its global torch generator already seeded.
+        samples: What to train on.
+        validate: NDCG@10 on the validation targets.
+        train: Epochs, patience, batch size.
+        seed: Of the run; shuffling and the method's draws take a stream each.
+        checkpoint: Where to keep the state between epochs.
+        report: Called after each epoch.
+        stop: Asked before each batch; True ends the run with StoppedError.
+
+    Raises:
+        TrainingDivergedError: A loss was NaN or infinite.
+        StoppedError: `stop` said so.
+    """
+    order = torch_stream(seed, "order")
+    draws = torch_stream(seed, "draws", model.device)
+    optimiser = model.optimiser()
+    batches = -(-len(samples) // train.batch_size)
+    schedule = model.schedule(optimiser, batches)
+    progress, best = Progress(), deepcopy(model.state_dict())
+
+    state = checkpoint.load()
+    if state is not None:
+        progress, best = Progress(**state["progress"]), state["best"]
+        progress.resumed += 1
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        if schedule is not None:
+            schedule.load_state_dict(state["schedule"])
+        order.set_state(state["order"])
+        draws.set_state(state["draws"])
+        torch.set_rng_state(state["torch"])
+
+    while not progress.ended(train):
+        started = time.perf_counter()
+        model.train()
+        model.begin_epoch(progress.epoch, draws)
+        sums: dict[str, float] = {}
+        for step, batch in enumerate(samples.epoch(order, draws)):
+            if stop():
+                raise StoppedError
+            losses = model.loss(batch.to(model.device))
+            total = checked_total(losses, progress.epoch, step)
+            optimiser.zero_grad(set_to_none=True)
+            total.backward()
+            optimiser.step()
+            if schedule is not None:
+                schedule.step()
+            for name, term in {"loss": total, **losses}.items():
+                sums[name] = sums.get(name, 0.0) + float(term.detach()) / batches
+        score = validate(model)
+        progress.epoch += 1
+        progress.curve.append(
+            {"epoch": progress.epoch, **sums, "NDCG@10": score,
+             "seconds": time.perf_counter() - started}
+        )  # fmt: skip
+        if score > progress.best:
+            progress.best, progress.best_epoch = score, progress.epoch
+            best = deepcopy(model.state_dict())
+        checkpoint.save({
+            "progress": vars(progress), "best": best, "model": model.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "schedule": None if schedule is None else schedule.state_dict(),
+            "order": order.get_state(), "draws": draws.get_state(),
+            "torch": torch.get_rng_state(),
+        })  # fmt: skip
+        report(progress)
+    model.load_state_dict(best)
+    return progress
+
+
+def checked_total(losses: Losses, epoch: int, step: int) -> torch.Tensor:
+    """Sum of the terms. Raises TrainingDivergedError when it is NaN or infinite."""
+    total = torch.stack(list(losses.values())).sum()
+    if not math.isfinite(float(total.detach())):
+        terms = ", ".join(f"{name}={float(term.detach()):.4g}" for name, term in losses.items())
+        raise TrainingDivergedError(f"loss not finite in epoch {epoch + 1}, step {step + 1}: {terms}")
+    return total
