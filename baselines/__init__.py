@@ -1,0 +1,1 @@
+"""The paper's 16 baselines, one file each."""

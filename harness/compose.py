@@ -46,9 +46,7 @@ SEEDS = {Budget.smoke: 1, Budget.quick: 3, Budget.paper: 5}
 """Runs of each method, unless --seeds says otherwise."""
 
 
-def compose_cell(
-    method: Method, data: str, budget: Budget, overrides: Sequence[str] = ()
-) -> Cell:
+def compose_cell(method: Method, data: str, budget: Budget, overrides: Sequence[str] = ()) -> Cell:
     """The cell of one method on one data set, seed 0.
 
     `overrides` are Hydra's `key=value`; those of `model.` that this method lacks are left out (the

@@ -21,7 +21,17 @@ TARGETS = {
     "table1": "our data sets' statistics beside the paper's Table 1",
     "table2": "the main comparison, significance-tested, beside the paper's Table 2",
 }
-LATER = ("table3", "table4", "figure3", "figure4", "figure5", "tuning", "multiverse", "claims", "all")
+LATER = (
+    "table3",
+    "table4",
+    "figure3",
+    "figure4",
+    "figure5",
+    "tuning",
+    "multiverse",
+    "claims",
+    "all",
+)
 
 EPILOG = """\
 targets:
@@ -51,13 +61,21 @@ def parser() -> argparse.ArgumentParser:
                        help="settings of a cell: train.epochs=3 model.hidden=128 protocol.scope=behavior")  # fmt: skip
     words.add_argument("--data", default="demo", metavar="NAME[,NAME]",
                        help="prepared data sets; demo (default) and paper stand for two each")  # fmt: skip
-    words.add_argument("--on", default="here", metavar="here|slurm", help="where to run (default: here)")
+    words.add_argument(
+        "--on", default="here", metavar="here|slurm", help="where to run (default: here)"
+    )
     words.add_argument("--budget", metavar="smoke|quick|paper",
                        help="default: quick on demo data, paper elsewhere")  # fmt: skip
-    words.add_argument("--seeds", type=int, metavar="N", help="runs of each method (default: 1, 3, 5 by budget)")
-    words.add_argument("--methods", metavar="a,b,c", help="a choice of methods (default: all that are built)")
+    words.add_argument(
+        "--seeds", type=int, metavar="N", help="runs of each method (default: 1, 3, 5 by budget)"
+    )
+    words.add_argument(
+        "--methods", metavar="a,b,c", help="a choice of methods (default: all that are built)"
+    )
     words.add_argument("--plan", action="store_true", help="print what would run, and run nothing")
-    words.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one a core)")
+    words.add_argument(
+        "--workers", type=int, metavar="N", help="worker processes (default: one a core)"
+    )
     words.add_argument("--results", type=Path, default=Path("results"), metavar="DIR",
                        help="where records and tables are kept (default: results)")  # fmt: skip
     words.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR",
@@ -76,11 +94,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.target not in TARGETS:
             if options.target in LATER:
-                raise InputError(  # noqa: TRY301
+                raise InputError(
                     f"target '{options.target}' is not built yet; choose from: {', '.join(TARGETS)}"
                 )
-            raise unknown("target", options.target, TARGETS)  # noqa: TRY301
-        return reproduce(understand(options, command), plan_only=options.plan, workers=options.workers)
+            raise unknown("target", options.target, TARGETS)
+        return reproduce(
+            understand(options, command), plan_only=options.plan, workers=options.workers
+        )
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

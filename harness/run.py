@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 import platform
 import resource
@@ -81,9 +81,7 @@ def run(
                 f"validation users for {method.label}; use more users or other readings"
             )
             raise InputError(message)
-        progress = fit(
-            model, samples, validation, cell.train, cell.seed, checkpoint, report, stop
-        )
+        progress = fit(model, samples, validation, cell.train, cell.seed, checkpoint, report, stop)
     clock.lap("train")
 
     ranks = test_ranks(model, split, cell.protocol, cell.train.evaluation_batch)
@@ -103,7 +101,7 @@ def run(
         best_epoch=progress.best_epoch,
         curve=progress.curve,
         resumed=progress.resumed,
-        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        finished=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         ranks=ranks,
     )
     Store(places.results).save(record)

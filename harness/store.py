@@ -157,7 +157,9 @@ class Store:
                 raise ValueError("key or lengths disagree")
             return Record(**content, ranks=ranks)
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            set_aside(folder, f"record {key[:12]} cannot be read ({error}); it will be computed again")
+            set_aside(
+                folder, f"record {key[:12]} cannot be read ({error}); it will be computed again"
+            )
             return None
 
     def records(self) -> Iterator[Record]:

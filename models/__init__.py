@@ -1,0 +1,1 @@
+"""The paper's model, and the interface of all methods."""

@@ -29,7 +29,11 @@ class Total:
         if self.unknown == self.cells:
             return "time: no run of these methods is stored yet, so nothing is known"
         known = f"expected: {duration(self.seconds / workers)} on {workers} workers"
-        more = f", and {self.unknown} cells of methods that no run is stored of" if self.unknown else ""
+        more = (
+            f", and {self.unknown} cells of methods that no run is stored of"
+            if self.unknown
+            else ""
+        )
         return known + more
 
 

@@ -145,7 +145,9 @@ def _killed(left: dict[str, Cell], deaths: dict[str, int], places: Places) -> li
             deaths[live.key] += 1
             if deaths[live.key] >= MOST_DEATHS:
                 given_up.append(live.key)
-                board.fail(_failure(left[live.key], "the worker process was killed (out of memory?)"))
+                board.fail(
+                    _failure(left[live.key], "the worker process was killed (out of memory?)")
+                )
     return given_up
 
 
@@ -211,7 +213,7 @@ def _work(cell: Cell, places: Places, wait_for_lock: bool) -> Outcome:
             return Outcome(key, Ended.stopped)
         except InputError:
             raise
-        except Exception as error:  # noqa: BLE001 - one method's failure must not end the table
+        except Exception as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise InputError(
                     f"no space left on the disk of '{places.results}'; free some, or choose another "

@@ -49,7 +49,9 @@ class Display:
     Writes to the error stream, so that a table can be piped.
     """
 
-    def __init__(self, total: int, board: Board, workers: int, console: Console | None = None) -> None:
+    def __init__(
+        self, total: int, board: Board, workers: int, console: Console | None = None
+    ) -> None:
         self.total, self.board, self.workers = total, board, workers
         self.console = console or Console(stderr=True)
         self.done = self.failed = 0

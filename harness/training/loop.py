@@ -184,5 +184,7 @@ def checked_total(losses: Losses, epoch: int, step: int) -> torch.Tensor:
     total = torch.stack(list(losses.values())).sum()
     if not math.isfinite(float(total.detach())):
         terms = ", ".join(f"{name}={float(term.detach()):.4g}" for name, term in losses.items())
-        raise TrainingDivergedError(f"loss not finite in epoch {epoch + 1}, step {step + 1}: {terms}")
+        raise TrainingDivergedError(
+            f"loss not finite in epoch {epoch + 1}, step {step + 1}: {terms}"
+        )
     return total

@@ -81,7 +81,9 @@ class Pair:
         if mask is not None:
             bad &= mask.reshape(mask.shape + (1,) * (bad.ndim - mask.ndim))
         worst = float(torch.where(bad, difference, 0.0).max()) if bad.numel() else 0.0
-        assert not bad.any(), f"{self.name}: {name}: {int(bad.sum())} entries off, worst {worst:.3g}"
+        assert not bad.any(), (
+            f"{self.name}: {name}: {int(bad.sum())} entries off, worst {worst:.3g}"
+        )
         self.compared.add(name)
 
     def assert_all_compared(self, *prefixes: str) -> None:
