@@ -72,7 +72,7 @@ class Record:
     """Training samples of one epoch."""
     epochs: int
     best_epoch: int
-    curve: list[dict[str, float]]
+    curve: list[dict[str, Any]]
     """A row an epoch: epoch, loss and its terms, validation NDCG@10, seconds."""
     resumed: int = 0
     """How often the run went on from a checkpoint."""

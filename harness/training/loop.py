@@ -46,7 +46,7 @@ class Progress:
     """Its validation NDCG@10."""
     resumed: int = 0
     """How often the run went on from a checkpoint."""
-    curve: list[dict[str, float]] = field(default_factory=list)
+    curve: list[dict[str, Any]] = field(default_factory=list)
 
     def ended(self, train: TrainConfig) -> bool:
         """True when the epochs are used up, or the patience is."""

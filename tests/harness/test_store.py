@@ -1,0 +1,117 @@
+"""Records are whole or absent, and a damaged one never ends a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.config import Cell, ProtocolConfig, Scope, cell_key, plain
+from harness.errors import InputError, unknown
+from harness.seeding import stream, torch_stream
+from harness.store import Fingerprints, Ranks, Record, Store, write_json
+
+
+def record(seed: int = 1, above: int = 3) -> Record:
+    cell = Cell(method="sasrec", data="somewhere", seed=seed)
+    ranks = Ranks(*(np.arange(4) + above for _ in range(6)))
+    return Record(
+        key=cell_key(cell), config=plain(cell), label="SASRec",
+        fingerprints=Fingerprints("c", "d", "e"), versions={"torch": "2"}, host={"name": "h"},
+        seconds={"total": 1.0}, peak_memory_mib=10.0, parameters=5, train_samples=9, epochs=2,
+        best_epoch=1, curve=[{"epoch": 1, "loss": 0.5, "NDCG@10": 0.1}], ranks=ranks,
+    )  # fmt: skip
+
+
+def test_a_record_comes_back_as_it_was_stored(tmp_path: Path) -> None:
+    store, kept = Store(tmp_path), record()
+    store.save(kept)
+    loaded = store.load(kept.key)
+    assert loaded == kept
+    assert loaded is not None
+    assert loaded.ranks is not None
+    np.testing.assert_array_equal(loaded.ranks.above, [3, 4, 5, 6])
+    assert [found.key for found in store.records()] == [kept.key]
+
+
+def test_a_newer_record_replaces_the_old_one_and_leaves_nothing_else(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save(record(above=3))
+    store.save(record(above=7))
+    loaded = store.load(record().key)
+    assert loaded is not None
+    assert loaded.ranks is not None
+    assert loaded.ranks.above[0] == 7
+    assert [path.name for path in store.cells.iterdir()] == [record().key]
+
+
+@pytest.mark.parametrize("damage", ["json", "npz", "key", "missing"])
+def test_a_corrupt_record_is_set_aside_with_a_warning(tmp_path: Path, damage: str) -> None:
+    store, kept = Store(tmp_path), record()
+    store.save(kept)
+    folder = store.cells / kept.key
+    if damage == "json":
+        (folder / "record.json").write_text("{")
+    elif damage == "npz":
+        content = (folder / "ranks.npz").read_bytes()
+        (folder / "ranks.npz").write_bytes(content[: len(content) // 2])
+    elif damage == "key":
+        content = json.loads((folder / "record.json").read_text())
+        (folder / "record.json").write_text(json.dumps(content | {"key": "other"}))
+    else:
+        (folder / "ranks.npz").unlink()
+    with pytest.warns(RuntimeWarning, match="will be computed again"):
+        assert store.load(kept.key) is None
+    assert not folder.exists()
+    assert [path for path in store.cells.iterdir() if ".corrupt-" in path.name]
+    assert store.load(kept.key) is None
+    assert list(store.records()) == []
+
+
+def test_a_failed_write_leaves_the_old_record_and_no_rest(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save(record())
+    with pytest.raises(ValueError, match="JSON"):
+        store.save(dataclasses.replace(record(), seconds={"total": float("nan")}))
+    assert store.load(record().key) == record()
+    assert [path.name for path in store.cells.iterdir()] == [record().key]
+
+
+def test_write_json_keeps_the_old_file_when_it_fails(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"x": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"x": object()})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_results_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("")
+    with pytest.raises(InputError, match="not writable.*--results"):
+        Store(tmp_path / "results").ensure_writable()
+
+
+def test_the_key_is_the_whole_config() -> None:
+    keys = {
+        cell_key(Cell()), cell_key(Cell(seed=1)), cell_key(Cell(users=5)),
+        cell_key(Cell(protocol=ProtocolConfig(scope=Scope.behavior))),
+    }  # fmt: skip
+    assert len(keys) == 4
+    assert cell_key(Cell(seed=1)) in keys
+    assert plain(Cell())["protocol"]["same_item_history"] == "drop"
+
+
+def test_streams_are_named_and_repeatable() -> None:
+    assert stream(1, "a").random() == stream(1, "a").random()
+    assert len({stream(1, "a").random(), stream(1, "b").random(), stream(2, "a").random()}) == 3
+    first, second = (torch_stream(3, name).initial_seed() for name in ("a", "b"))
+    assert first != second
+
+
+def test_an_unknown_name_gets_the_nearest_one_and_the_list() -> None:
+    message = str(unknown("method", "SASREK", ["sasrec", "gru4rec"]))
+    assert message == "no method 'SASREK'; did you mean 'sasrec'? Choose from: gru4rec, sasrec"
+    assert "did you mean" not in str(unknown("method", "zzz", ["sasrec"]))

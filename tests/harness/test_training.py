@@ -1,0 +1,159 @@
+"""The loop on a toy method: early stopping, resumption, divergence, what a checkpoint survives."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from harness.config import ProtocolConfig, TrainConfig
+from harness.data.batches import TrainingSamples
+from harness.training.loop import (
+    Checkpoint,
+    Progress,
+    StoppedError,
+    TrainingDivergedError,
+    checked_total,
+    fit,
+)
+from models.interface import Batch, History, Losses, Samples
+from models.layers import DotProduct
+from tests.harness.test_batches import interactions, random_users, split_of
+from tests.worlds import catalogue
+
+CONFIG = TrainConfig(epochs=6, patience=6, batch_size=16)
+
+
+class Toy(DotProduct):
+    """Mean of the history's vectors; uses dropout, the batch's generator and a schedule."""
+
+    def __init__(self) -> None:
+        super().__init__(self.Config(hidden=8), catalogue())
+        self.items = nn.Embedding(self.catalogue.items + 1, 8)
+        self.drop = nn.Dropout(0.3)
+
+    def item_vectors(self) -> torch.Tensor:
+        return self.items.weight
+
+    def encode(self, history: History) -> torch.Tensor:
+        return self.drop(self.items(history.items)).mean(1)
+
+    def loss(self, batch: Batch) -> Losses:
+        scores = self.score_all(self.encode(batch.history))
+        noise = torch.randn(scores.shape, generator=batch.generator)
+        return {"main": nn.functional.cross_entropy(scores + 0.1 * noise, batch.target)}
+
+    def schedule(self, optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+        return torch.optim.lr_scheduler.StepLR(optimiser, steps, 0.5)
+
+
+class Killed(Exception):
+    pass
+
+
+def toy_samples() -> TrainingSamples:
+    split = split_of(interactions(random_users(7, users=30, items=20)))
+    return TrainingSamples(split, Samples.prefix, ProtocolConfig(), CONFIG)
+
+
+def weight_sum(model: Toy) -> float:
+    return float(model.items.weight.detach().sum())
+
+
+def train(path: Path, die_after: int = 0, validate=weight_sum, made_by: str = "a") -> tuple[Toy, Progress]:
+    torch.manual_seed(5)
+    model = Toy()
+
+    def report(progress: Progress) -> None:
+        if progress.epoch == die_after:
+            raise Killed
+
+    checkpoint = Checkpoint(path, {"code": made_by})
+    return model, fit(model, toy_samples(), validate, CONFIG, 5, checkpoint, report)
+
+
+@pytest.mark.parametrize("die_after", [1, 3, 5])
+def test_a_killed_run_resumes_bit_equal(tmp_path: Path, die_after: int) -> None:
+    straight, first = train(tmp_path / "straight.pt")
+    with pytest.raises(Killed):
+        train(tmp_path / "killed.pt", die_after=die_after)
+    torch.rand(100)  # another process has other random numbers behind it
+    resumed, second = train(tmp_path / "killed.pt")
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert second.resumed == 1
+    assert (first.best_epoch, first.best) == (second.best_epoch, second.best)
+    drop = [{k: v for k, v in row.items() if k != "seconds"} for row in first.curve]
+    assert drop == [{k: v for k, v in row.items() if k != "seconds"} for row in second.curve]
+
+
+def test_a_checkpoint_of_other_code_is_not_resumed(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path / "run.pt", die_after=2, made_by="a")
+    _, progress = train(tmp_path / "run.pt", made_by="b")
+    assert progress.resumed == 0
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None], ids=["empty", "text", "cut"])
+def test_a_corrupt_checkpoint_is_set_aside_and_the_run_starts_again(tmp_path: Path, damage: bytes | None) -> None:
+    path = tmp_path / "run.pt"
+    with pytest.raises(Killed):
+        train(path, die_after=2)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if damage is None else damage)
+    with pytest.warns(RuntimeWarning, match="cannot be read"):
+        _, progress = train(path)
+    assert progress.resumed == 0
+    assert [p.name for p in tmp_path.iterdir() if "corrupt" in p.name]
+
+
+def test_patience_ends_the_run_with_the_weights_of_the_best_epoch(tmp_path: Path) -> None:
+    scores = iter([0.1, 0.3, 0.2, 0.25, 0.3])
+    sums = []
+
+    def validate(model: Toy) -> float:
+        sums.append(weight_sum(model))
+        return next(scores)
+
+    torch.manual_seed(5)
+    model = Toy()
+    config = TrainConfig(epochs=50, patience=3, batch_size=16)
+    progress = fit(model, toy_samples(), validate, config, 5, Checkpoint(tmp_path / "c.pt", {}))
+    assert (progress.epoch, progress.best_epoch, progress.best) == (5, 2, 0.3)
+    assert weight_sum(model) == sums[1]
+    assert len(set(sums)) == 5
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_terms(bad: float) -> None:
+    with pytest.raises(TrainingDivergedError, match=r"epoch 3, step 8: main=1, other=(nan|inf)"):
+        checked_total({"main": torch.tensor(1.0), "other": torch.tensor(bad)}, 2, 7)
+
+
+def test_stopping_leaves_the_checkpoint_of_the_last_epoch(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    path, calls = tmp_path / "run.pt", 0
+
+    def stop() -> bool:
+        nonlocal calls
+        calls += 1
+        return path.exists() and calls > 3
+
+    with pytest.raises(StoppedError):
+        fit(Toy(), toy_samples(), weight_sum, CONFIG, 5, Checkpoint(path, {"code": "a"}), stop=stop)
+    straight, _ = train(tmp_path / "straight.pt")
+    resumed, progress = train(path)
+    assert progress.resumed == 1
+    assert torch.equal(straight.items.weight, resumed.items.weight)
+
+
+def test_a_failed_write_of_a_checkpoint_leaves_the_old_one(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "run.pt", {"code": "a"})
+    checkpoint.save({"epoch": 1})
+    with pytest.raises(Exception, match="pickle"):
+        checkpoint.save({"epoch": lambda: None})
+    assert checkpoint.load() == {"epoch": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
