@@ -48,9 +48,17 @@ def show(results: Path) -> None:
     failures = board.failures()
     cells = results / "cells"
     done = sum(1 for path in cells.iterdir() if _is_record(path)) if cells.is_dir() else 0
-    console.print(f"{results}: {done} done, {len(working)} running, {len(failures)} failed")
+    queued = board.queued()
+    console.print(
+        f"{results}: {done} done, {len(working)} running, {len(queued)} queued, "
+        f"{len(failures)} failed"
+    )
     if working:
         console.print(live_table(working))
+    if queued:
+        first = ", ".join(list(queued.values())[:3])
+        more = f" and {len(queued) - 3} more" if len(queued) > 3 else ""
+        console.print(f"queued: {first}{more}", markup=False, soft_wrap=True)
     for live in died:
         console.print(
             f"stopped: {live.method} {live.data} seed {live.seed} after epoch {live.epoch} "

@@ -151,7 +151,10 @@ class Store:
         try:
             content = json.loads((folder / "record.json").read_text(encoding="utf8"))
             content["fingerprints"] = Fingerprints(**content["fingerprints"])
-            with np.load(folder / "ranks.npz", allow_pickle=False) as arrays:
+            with (
+                (folder / "ranks.npz").open("rb") as file,
+                np.load(file, allow_pickle=False) as arrays,
+            ):
                 ranks = Ranks(**{name: arrays[name] for name in RANKS})
             if content["key"] != key or len({len(getattr(ranks, name)) for name in RANKS}) != 1:
                 raise ValueError("key or lengths disagree")

@@ -65,6 +65,11 @@ class Outcome:
     epochs: int = 0
 
 
+def name_of(cell: Cell) -> str:
+    """A cell as a person calls it."""
+    return f"{find(cell.method).label} {cell.data} seed {cell.seed}"
+
+
 def cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -88,7 +93,9 @@ def run_here(
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     left, deaths = dict(by_key), dict.fromkeys(by_key, 0)
-    with display, one_thread():
+    board = Board(places.results)
+    names = {key: name_of(cell) for key, cell in by_key.items()}
+    with display, one_thread(), board.queue(names):
         while left:
             pool = ProcessPoolExecutor(count, context, _start_worker, (stop,))
             try:

@@ -7,8 +7,10 @@ dies, so a live file without a held lock is a run that died.
 from __future__ import annotations
 
 import json
+import os
+import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -89,6 +91,34 @@ class Board:
             return False
         with self.lock(key, wait=False) as free:
             return not free
+
+    @contextmanager
+    def queue(self, cells: Mapping[str, str]) -> Iterator[None]:
+        """While a plan runs: let others see which cells wait. `cells` names each by its key."""
+        name = f"plan-{platform.node()}-{os.getpid()}"
+        path = self.results / "queued" / f"{name}.json"
+        with self.lock(name, wait=True):
+            write_json(path, dict(cells))
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
+    def queued(self) -> dict[str, str]:
+        """Names, by key, of the cells that living `reproduce` processes still have to run."""
+        folder = self.results / "queued"
+        waiting: dict[str, str] = {}
+        for path in sorted(folder.glob("plan-*.json")) if folder.is_dir() else []:
+            if self.working(path.stem):
+                for content in _read(folder, path.name):
+                    waiting |= content
+        return {
+            key: name
+            for key, name in waiting.items()
+            if not (self.results / "cells" / key).exists()
+            and not self._live(key).exists()
+            and not self._failed(key).exists()
+        }
 
     def put(self, live: Live) -> None:
         """Say what a run is doing."""
