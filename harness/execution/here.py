@@ -237,6 +237,7 @@ def _run(key: str, cell: Cell, places: Places, board: Board) -> Outcome:
     """Run a cell and keep its live file up to date."""
     live = Live(key, find(cell.method).label, cell.data, cell.seed, os.getpid(), platform.node(),
                 time.time(), epochs=cell.train.epochs)  # fmt: skip
+    board.forgive(key)
     board.put(live)
 
     def report(progress: Progress) -> None:
@@ -248,7 +249,6 @@ def _run(key: str, cell: Cell, places: Places, board: Board) -> Outcome:
         board.put(live)
 
     record = run(cell, places, report, lambda: _stop is not None and _stop.is_set())
-    board.forgive(key)
     best = max((row["NDCG@10"] for row in record.curve), default=None)
     return Outcome(key, Ended.done, "", record.seconds["total"], best, record.epochs)
 
