@@ -1,0 +1,89 @@
+"""What every reader of a source hands to `harness.data.prepare`: one log and what is known of items.
+
+Axes: event = rows of the log in file order, item = rows of the item list, image_width / text_width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from harness.errors import InputError
+
+CLICK, FAVOR = 1, 2
+"""Codes of the behaviours, as in `models.interface.Behaviour` (not imported: it brings torch)."""
+
+SEED = 20250713
+"""Seed of the candidate streams of every source that has no seed of its own."""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A source, read: clicks and favors alone, in file order, with numbers for users and items."""
+
+    source: str
+    user: Int[ndarray, " event"]
+    """Raw user numbers: they name the user's candidate stream."""
+    item: Int[ndarray, " event"]
+    """Places in `item_ids`."""
+    behaviour: Int[ndarray, " event"]
+    timestamp: Int[ndarray, " event"] | Float[ndarray, " event"]
+    """Any clock that increases, seconds in all our sources."""
+    user_ids: list[str]
+    item_ids: list[str]
+    keep_items: bool = False
+    """Items that no kept user touched stay (there is a list of items); otherwise they leave."""
+    title: list[str] | None = None
+    picture: list[str] | None = None
+    category: list[str] | None = None
+    fields: Mapping[str, list[str]] = field(default_factory=dict)
+    """Id fields as text, an entry an item; empty text is unknown."""
+    image: Float[ndarray, "item image_width"] | None = None
+    """All-zero rows are missing."""
+    text: Float[ndarray, "item text_width"] | None = None
+    seed: int = SEED
+    demo: bool = False
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    """Rows of the source that are neither click nor favor, by what they are."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of each raw file."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else the manifest should say (a world's knobs, a threshold)."""
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read '{path}': {error.strerror}") from error
+
+
+def numbered(ids: ndarray) -> tuple[Int[ndarray, " event"], list[str]]:
+    """Numbers for ids, ascending: by value when all are whole numbers, else by code point.
+
+    Returns the number of each entry and the distinct ids in the order of their numbers.
+    """
+    import pandas as pd
+
+    codes, distinct = pd.factorize(ids)
+    names = np.asarray(distinct).astype(str)
+    keys: ndarray = names
+    try:
+        values = names.astype(np.int64)
+        if (values.astype(str) == names).all():
+            keys = values
+    except (ValueError, OverflowError):
+        pass
+    order = np.argsort(keys, kind="stable")
+    number = np.empty(len(order), dtype=np.int64)
+    number[order] = np.arange(len(order))
+    return number[codes], names[order].tolist()
