@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 
 from harness.compose import SEEDS, Budget, check_overrides, compose_cell
 from harness.config import Cell
-from harness.data.prepare import ensure_demo
-from harness.data.synthetic import DEMO_SETS
+from harness.data.demo import DEMO, ensure_demo
 from harness.errors import InputError
 from harness.run import Places, open_dataset
 from harness.zoo import METHODS, REFERENCES, Method, find
 
-DATA_WORDS = {"demo": tuple(DEMO_SETS), "paper": ("rec_tmall", "kuaishou")}
+DATA_WORDS = {"demo": DEMO, "paper": ("rec_tmall", "kuaishou")}
 """Short names of pairs of data sets."""
 
 
@@ -56,7 +55,7 @@ def open_all(names: Iterable[str], places: Places) -> bool:
     """Open (and, for the demo's, generate) the data sets; True when all are demo data."""
     demo = True
     for name in names:
-        if name in DEMO_SETS:
+        if name in DEMO:
             ensure_demo(places.data, name)
         demo &= open_dataset(places.data, name).demo
     return demo

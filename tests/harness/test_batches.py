@@ -11,7 +11,7 @@ from harness.config import ProtocolConfig, SameItemHistory, Scope, TrainConfig, 
 from harness.data.batches import EvaluationHistories, TrainingSamples, place_targets
 from harness.data.dataset import Split, Targets
 from harness.seeding import stream, torch_stream
-from models.interface import Batch, Behaviour, Interactions, Samples
+from models.interface import Batch, Behaviour, History, Interactions, Samples
 
 READINGS = [
     ProtocolConfig(scope=scope, same_item_history=same, max_history=5)
@@ -55,8 +55,7 @@ def split_of(train: Interactions) -> Split:
                  torch.zeros(0, dtype=torch.int64))  # fmt: skip
 
 
-def rows_of(batch: Batch) -> list[tuple[int, list[Event]]]:
-    history = batch.history
+def rows_of(history: History) -> list[tuple[int, list[Event]]]:
     rows = []
     for user, items, tags in zip(
         history.user.tolist(), history.items.tolist(), history.behaviours.tolist(), strict=True
@@ -90,7 +89,7 @@ def test_prefixes_hold_what_stands_strictly_before_their_target(protocol: Protoc
     found = []
     for batch in samples(interactions(users, marks), Samples.prefix, protocol):
         for (user, events), item, tag in zip(
-            rows_of(batch), batch.target.tolist(), batch.target_behaviour.tolist(), strict=True
+            rows_of(batch.history), batch.target.tolist(), batch.target_behaviour.tolist(), strict=True
         ):
             found.append((user, events, item, tag))
     assert sorted(found) == sorted(expected)
@@ -119,7 +118,7 @@ def test_windows_read_each_target_before_its_first_touch(same: SameItemHistory, 
         }
     found = {}
     for batch in samples(interactions(users), Samples.window, protocol, windows=windows):
-        for row, (user, events) in enumerate(rows_of(batch)):
+        for row, (user, events) in enumerate(rows_of(batch.history)):
             length = batch.targets.shape[1]
             starts = [
                 start for start in range(len(users[user]))
@@ -171,8 +170,7 @@ def test_evaluation_histories_leave_items_out_then_cut(protocol: ProtocolConfig)
     histories = EvaluationHistories(split_of(events), targets, protocol)
     seen = 0
     for rows, history in histories.batches(4):
-        batch = Batch(history, *(torch.zeros(len(rows), 1),) * 3, torch.Generator())  # type: ignore[arg-type]
-        for row, (user, kept) in zip(rows.tolist(), rows_of(batch), strict=True):
+        for row, (user, kept) in zip(rows.tolist(), rows_of(history), strict=True):
             assert user == row
             wanted = [e for e in users[row][:-1] if e[0] not in (own[row], other[row])]
             assert kept == cut(wanted, protocol)
@@ -192,7 +190,7 @@ def test_an_epoch_has_every_sample_once_and_a_cap_takes_other_ones_each_time() -
         sorted(
             (user, str(events), item)
             for batch in capped.epoch(order, draws)
-            for (user, events), item in zip(rows_of(batch), batch.target.tolist(), strict=True)
+            for (user, events), item in zip(rows_of(batch.history), batch.target.tolist(), strict=True)
         )
         for _ in range(2)
     ]
