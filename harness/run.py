@@ -21,7 +21,7 @@ from harness.config import Cell, cell_key, plain
 from harness.data.batches import TrainingSamples
 from harness.data.dataset import Dataset
 from harness.errors import InputError
-from harness.evaluation.ranks import Validation, test_ranks
+from harness.evaluation.ranks import Validation, final_ranks
 from harness.fingerprint import fingerprints
 from harness.seeding import stream
 from harness.store import Record, Store
@@ -84,7 +84,7 @@ def run(
         progress = fit(model, samples, validation, cell.train, cell.seed, checkpoint, report, stop)
     clock.lap("train")
 
-    ranks = test_ranks(model, split, cell.protocol, cell.train.evaluation_batch)
+    ranks = final_ranks(model, split, cell.protocol, cell.train.evaluation_batch)
     clock.lap("evaluate")
     record = Record(
         key=key,

@@ -68,7 +68,7 @@ class Validation:
 
 
 @torch.no_grad()
-def test_ranks(model: Recommender, split: Split, protocol: ProtocolConfig, batch: int) -> Ranks:
+def final_ranks(model: Recommender, split: Split, protocol: ProtocolConfig, batch: int) -> Ranks:
     """Counts of every test user among the candidates and among all items never touched.
 
     Both come from one row of scores over the whole catalogue, so that they never disagree by rounding.
