@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from models.interface import Behaviour, History, Recommender
+from models.softmax import catalogue_cross_entropy
 
 
 class DotProduct(Recommender):
@@ -72,6 +73,21 @@ class Dropout(nn.Module):
     def extra_repr(self) -> str:
         """The rate."""
         return f"rate={self.rate}"
+
+
+def fixed_padding_cross_entropy(
+    query: Float[Tensor, "batch d"],
+    table: Float[Tensor, "item_row d"],
+    target: Int[Tensor, " batch"],
+) -> Float[Tensor, " batch"]:
+    """Minus the log-softmax of each target over all rows of a tied table, row 0 a fixed class.
+
+    Row 0 (padding) stands in the denominator, as in code that takes the whole table for its classes,
+    but is never trained: log(sum over items + exp(query . row 0)) - query . target row.
+    """
+    hit = (query * nn.functional.embedding(target, table)).sum(1)
+    items = catalogue_cross_entropy(query, table, None, target) + hit
+    return torch.logaddexp(items, query @ table[0].detach()) - hit
 
 
 class Behaviors(Enum):
