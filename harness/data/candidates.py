@@ -96,9 +96,9 @@ def _items(
 ) -> Int[ndarray, "user draw"]:
     """The item id that each number names."""
     if heights is None:
-        return np.floor(items * x).astype(np.int64) + 1
+        return np.asarray(np.floor(items * x) + 1, dtype=np.int64)
     place = np.searchsorted(heights, x * heights[-1], side="right")
-    return np.minimum(place, items - 1) + 1
+    return np.asarray(np.minimum(place, items - 1) + 1)
 
 
 def _among(
@@ -106,7 +106,7 @@ def _among(
 ) -> Bool[ndarray, "user draw"]:
     """Which keys occur in an ascending list."""
     place = np.searchsorted(ascending, key)
-    return ascending[np.minimum(place, len(ascending) - 1)] == key
+    return np.asarray(ascending[np.minimum(place, len(ascending) - 1)] == key)
 
 
 def _first(item: Int[ndarray, "user draw"]) -> Bool[ndarray, "user draw"]:

@@ -18,6 +18,8 @@ Axes: event = interactions, users ascending, in time order; target = users that 
 from __future__ import annotations
 
 import json
+import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,9 +40,7 @@ from harness.config import (
     TrainTargets,
 )
 from harness.data import candidates
-from harness.data.demo import DEMO
-from harness.data.files import MANIFEST, write_archive
-from harness.data.prepare import FORMAT
+from harness.data.files import FORMAT, MANIFEST, write_archive
 from harness.data.raw import FAVOR, sha256_file
 from harness.errors import InputError, unknown
 from models.interface import Catalogue, Interactions
@@ -103,7 +103,9 @@ class Dataset:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf8"))
             dataset = cls(folder, manifest)
             if manifest["format"] != FORMAT:
-                raise _damaged(dataset, MANIFEST, f"it has format {manifest['format']}, not {FORMAT}")
+                raise _damaged(
+                    dataset, MANIFEST, f"it has format {manifest['format']}, not {FORMAT}"
+                )
             sizes = {key: entry["bytes"] for key, entry in manifest["files"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _damaged(cls(folder, {}), MANIFEST, f"it cannot be read ({error})") from error
@@ -149,9 +151,10 @@ class Dataset:
     def array(self, key: str) -> ndarray:
         """One stored array, memory-mapped (copy on write: nobody can change the file)."""
         try:
-            return np.load(self.folder / f"{key}.npy", mmap_mode="c", allow_pickle=False)
+            stored: ndarray = np.load(self.folder / f"{key}.npy", mmap_mode="c", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise _damaged(self, f"{key}.npy", f"it cannot be read ({error})") from error
+        return stored
 
     def catalogue(self, protocol: ProtocolConfig) -> Catalogue:
         """What a method may know before it sees an interaction."""
@@ -242,20 +245,23 @@ class Dataset:
                     test, val = stored["test"], stored["val"]
                 if test.shape == val.shape == shape:
                     return test, val
-            except (OSError, ValueError, KeyError, EOFError):
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 pass  # half a disk error or an older format: the same draw again
         counts = np.bincount(self._log.item, minlength=self.items + 1)
         touched = candidates.Touched(self.array("touched_offsets"), self.array("touched_items"))
         test, val = (
             candidates.draw(
-                int(self.manifest["seed"]), kind, self.array("user_number"), touched, self.items, counts
+                int(self.manifest["seed"]),
+                kind,
+                self.array("user_number"),
+                touched,
+                self.items,
+                counts,
             )
             for kind in candidates.KINDS
         )
-        try:
+        with suppress(OSError):  # a folder that cannot be written: the draw is the same every time
             write_archive(path, {"test": test, "val": val})
-        except OSError:
-            pass  # a data folder that cannot be written: the draw is the same every time
         return test, val
 
 
@@ -354,6 +360,8 @@ def _tensor(values: ndarray) -> Tensor:
 
 def known_sets(root: Path) -> list[str]:
     """The prepared sets of a data folder, and the demo sets, which are made when first asked for."""
+    from harness.data.demo import DEMO  # noqa: PLC0415 -- a worker that opens a set needs no generator
+
     there = [path.parent.name for path in Path(root).glob(f"*/{MANIFEST}")]
     return sorted({*DEMO, *(name for name in there if not name.startswith("."))})
 
@@ -377,4 +385,6 @@ def _no_such_set(root: Path, name: str) -> InputError:
 def _damaged(dataset: Dataset, file: str, why: str) -> InputError:
     source = dataset.manifest.get("source", "SOURCE") if dataset.manifest else "SOURCE"
     again = f"python -m harness.prepare {source} --name {dataset.name}"
-    return InputError(f"'{dataset.folder / file}' is damaged: {why}; prepare the set again: `{again} ...`")
+    return InputError(
+        f"'{dataset.folder / file}' is damaged: {why}; prepare the set again: `{again} ...`"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,9 @@ def worlds(overrides: list[str]) -> dict[str, WorldConfig]:
         key, equals, value = override.partition("=")
         group, dot, knob = key.partition(".")
         if not (equals and dot):
-            raise InputError(f"'{override}' is not a knob; write world.KNOB=VALUE, as in world.accident=0.35")
+            raise InputError(
+                f"'{override}' is not a knob; write world.KNOB=VALUE, as in world.accident=0.35"
+            )
         if group not in ("world", *TWINS):
             raise unknown("world", group, ("world", *TWINS))
         for number, twin in enumerate(TWINS):
@@ -115,11 +118,12 @@ def _with_knob(config: WorldConfig, knob: str, value: str, shift: int) -> WorldC
     kind = kinds[knob]
     booleans = {"true": True, "false": False}
     try:
-        parsed = booleans[value.lower()] if kind is bool else kind(value)
+        parsed: Any = booleans[value.lower()] if kind is bool else kind(value)
     except (ValueError, KeyError):
         wanted = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
         raise InputError(f"world.{knob}={value}: '{value}' is not {wanted}") from None
-    return replace(config, **{knob: parsed + shift if shift else parsed})
+    changed: dict[str, Any] = {knob: parsed + shift if shift else parsed}
+    return replace(config, **changed)
 
 
 def _check(config: WorldConfig) -> None:
@@ -127,10 +131,13 @@ def _check(config: WorldConfig) -> None:
     limits = {
         "seed": (0, 2**63), "users": (1, 10**7), "items": (100, 10**7), "width": (22, 65536),
         "stay": (0, 1), "succ": (0, 1), "browse": (0, 1), "delay": (0, 0.999), "direct": (0, 1),
-        "accident": (0, 1), "nuisance": (0, float("inf")), "overlap": (0, 1), "miss_im": (0, 1),
+        "accident": (0, 1), "nuisance": (0, 10**6), "overlap": (0, 1), "miss_im": (0, 1),
         "miss_te": (0, 1), "cold": (0, 1), "length_min": (3, 10**6), "length_max": (3, 10**6),
         "leaves": (8, 10**5),
     }  # fmt: skip
+    for knob, value in asdict(config).items():
+        if not math.isfinite(value):
+            raise InputError(f"world.{knob}={value} must be a finite number")
     for knob, (low, high) in limits.items():
         value = getattr(config, knob)
         if not low <= value <= high:

@@ -19,6 +19,8 @@ from harness.data.raw import sha256_file
 from harness.errors import InputError
 
 MANIFEST = "manifest.json"
+FORMAT = 1
+"""Of a prepared set; sets of another format are prepared again."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -101,7 +103,7 @@ def write_array(path: Path, array: ndarray) -> None:
         os.fsync(file.fileno())
 
 
-def write_archive(path: Path, arrays: dict[str, ndarray]) -> None:
+def write_archive(path: Path, arrays: dict[str, Any]) -> None:
     """Write an .npz file whole or not at all; a process that comes second replaces the same content."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     scratch = Path(name)

@@ -21,15 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from harness.data import candidates
-from harness.data.files import describe_files, whole_folder, write_array, write_manifest
+from harness.data.files import FORMAT, describe_files, whole_folder, write_array, write_manifest
 from harness.data.raw import CLICK, FAVOR, Raw
 from harness.errors import InputError
 
-FORMAT = 1
 MIN_EVENTS = 5
 """Recorded events a user needs (protocol, Data)."""
 ROWS_AT_ONCE = 65_536
@@ -107,8 +108,7 @@ def prepare(raw: Raw, root: Path, name: str, *, replace: bool = True) -> dict[st
     users, items = len(events.numbers), len(kept_items)
     touched = candidates.touched_items(events.user, item, users, items)
     test, val = (
-        candidates.draw(raw.seed, kind, events.numbers, touched, items)
-        for kind in candidates.KINDS
+        candidates.draw(raw.seed, kind, events.numbers, touched, items) for kind in candidates.KINDS
     )
     vectors = {
         mode: _vector_rows(mode, vector, kept_items, len(raw.item_ids))
@@ -189,7 +189,7 @@ def _vector_rows(
                 f"{mode} vectors hold NaN or infinity in row {part[np.argmax(bad)]} "
                 "(rows count from 0); mark a missing vector by an all-zero row"
             )
-    return rows, rows.any(1)
+    return rows, np.asarray(rows.any(axis=1))
 
 
 def _codes(values: list[str], kept: Int[ndarray, " item"]) -> Int[ndarray, " item_row"]:
@@ -202,8 +202,6 @@ def _codes(values: list[str], kept: Int[ndarray, " item"]) -> Int[ndarray, " ite
 
 def _write_names(folder: Path, raw: Raw, events: Events, kept: Int[ndarray, " item"]) -> None:
     """users.parquet and items.parquet: what reports need and no method sees."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     def column(values: list[str] | None) -> Any:
         chosen = [None] * len(kept) if values is None else [values[place] for place in kept]

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
@@ -65,25 +64,3 @@ def sha256_file(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"cannot read '{path}': {error.strerror}") from error
-
-
-def numbered(ids: ndarray) -> tuple[Int[ndarray, " event"], list[str]]:
-    """Numbers for ids, ascending: by value when all are whole numbers, else by code point.
-
-    Returns the number of each entry and the distinct ids in the order of their numbers.
-    """
-    import pandas as pd
-
-    codes, distinct = pd.factorize(ids)
-    names = np.asarray(distinct).astype(str)
-    keys: ndarray = names
-    try:
-        values = names.astype(np.int64)
-        if (values.astype(str) == names).all():
-            keys = values
-    except (ValueError, OverflowError):
-        pass
-    order = np.argsort(keys, kind="stable")
-    number = np.empty(len(order), dtype=np.int64)
-    number[order] = np.arange(len(order))
-    return number[codes], names[order].tolist()

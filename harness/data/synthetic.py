@@ -198,7 +198,12 @@ class World:
 
     def titles(self) -> list[str]:
         """A title an item, of words for leaf, brand and the signs of the text style (reports only)."""
-        words = (("plain", "patterned"), ("light", "heavy"), ("classic", "modern"), ("small", "large"))
+        words = (
+            ("plain", "patterned"),
+            ("light", "heavy"),
+            ("classic", "modern"),
+            ("small", "large"),
+        )
         signs = (self.items.style_te > 0).astype(int)
         return [
             " ".join(
@@ -215,11 +220,11 @@ class Draws:
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def uniform(self, name: str, *shape: int) -> Float[ndarray, "..."]:
+    def uniform(self, name: str, *shape: int) -> Float[ndarray, "*shape"]:
         """U(name, shape)."""
         return stream(self.seed, name).random(shape)
 
-    def normal(self, name: str, *shape: int) -> Float[ndarray, "..."]:
+    def normal(self, name: str, *shape: int) -> Float[ndarray, "*shape"]:
         """Z(name, shape)."""
         return stream(self.seed, name).standard_normal(shape)
 
@@ -252,18 +257,22 @@ def generate(config: WorldConfig, seed: int | None = None) -> World:
     )  # fmt: skip
 
 
-def pick(weights: Float[ndarray, "*rows choice"], x: Float[ndarray, "*rows"]) -> Int[ndarray, "*rows"]:
+def pick(
+    weights: Float[ndarray, "*rows choice"], x: Float[ndarray, "*rows"]
+) -> Int[ndarray, "*rows"]:
     """How many entries of cumsum(weights) are at most x times the last one; never past the end."""
     heights = np.cumsum(weights, axis=-1)
     below = (heights <= x[..., None] * heights[..., -1:]).sum(-1)
-    return np.minimum(below, heights.shape[-1] - 1)
+    return np.asarray(np.minimum(below, heights.shape[-1] - 1))
 
 
-def _pick_shared(weights: Float[ndarray, " choice"], x: Float[ndarray, "..."]) -> Int[ndarray, "..."]:
+def _pick_shared(
+    weights: Float[ndarray, " choice"], x: Float[ndarray, "*shape"]
+) -> Int[ndarray, "*shape"]:
     """`pick` with the same weights for every x."""
     heights = np.cumsum(weights)
     below = np.searchsorted(heights, x * heights[-1], side="right")
-    return np.minimum(below, len(heights) - 1)
+    return np.asarray(np.minimum(below, len(heights) - 1))
 
 
 def _items(config: WorldConfig, draws: Draws) -> Items:
@@ -319,11 +328,11 @@ def _items(config: WorldConfig, draws: Draws) -> Items:
 def _orthonormal(matrix: Float[ndarray, "row column"]) -> Float[ndarray, "row column"]:
     """Q of the QR decomposition whose R has a positive diagonal (so that it is unique)."""
     q, r = np.linalg.qr(matrix)
-    return q * np.sign(np.diag(r))
+    return np.asarray(q * np.sign(np.diag(r)))
 
 
 def _unit(rows: Float[ndarray, "item width"]) -> Float[ndarray, "item width"]:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
 def _vectors(
@@ -346,9 +355,8 @@ def _vectors(
     inside = A @ np.concatenate([turn, turn], axis=1)[:, :NUISANCE]
     B = np.sqrt(1.0 - config.overlap) * outside + np.sqrt(config.overlap) * inside
     template = np.floor(8 * draws.uniform(f"template_of_{mode}", count)).astype(np.int64)
-    n = (
-        0.8 * draws.normal(f"template_{mode}", 8, NUISANCE)[template]
-        + 0.6 * draws.normal(f"nuisance_{mode}", count, NUISANCE)
+    n = 0.8 * draws.normal(f"template_{mode}", 8, NUISANCE)[template] + 0.6 * draws.normal(
+        f"nuisance_{mode}", count, NUISANCE
     )
     e = draws.normal(f"noise_{mode}", count, width)
     clean = z @ A.T / np.sqrt(signal)
@@ -455,7 +463,10 @@ def _times(
 
 
 def _leaves(
-    config: WorldConfig, items: Items, pi: Float[ndarray, "user leaf"], X: Float[ndarray, "user step draw"]
+    config: WorldConfig,
+    items: Items,
+    pi: Float[ndarray, "user leaf"],
+    X: Float[ndarray, "user step draw"],
 ) -> Int[ndarray, "user step"]:
     """The walk over leaves; it does not depend on which items are met."""
     heights = np.cumsum(pi, axis=1)
@@ -463,7 +474,7 @@ def _leaves(
     for row, height in enumerate(heights):  # a search a user beats a comparison with every leaf
         jump[row] = np.searchsorted(height, X[row, :, 2] * height[-1], side="right")
     jump = np.minimum(jump, pi.shape[1] - 1)
-    leaf = np.empty_like(jump)
+    leaf: ndarray = np.empty_like(jump)
     leaf[:, 0] = jump[:, 0]
     for step in range(1, X.shape[1]):
         x, previous = X[:, step, 1], leaf[:, step - 1]
@@ -528,11 +539,15 @@ def _delays(delay: float, x: Float[ndarray, " event"]) -> Int[ndarray, " event"]
     """How many steps a favor waits: geometric."""
     if delay == 0:
         return np.zeros(len(x), dtype=np.int64)
-    return np.floor(np.log1p(-x) / np.log(delay)).astype(np.int64)
+    return np.asarray(np.floor(np.log1p(-x) / np.log(delay)), dtype=np.int64)
 
 
 def _accidents(
-    config: WorldConfig, draws: Draws, items: Items, users: Users, leaf_at: Int[ndarray, "user step"]
+    config: WorldConfig,
+    draws: Draws,
+    items: Items,
+    users: Users,
+    leaf_at: Int[ndarray, "user step"],
 ) -> Columns:
     """Clicks that mean nothing, before the steps of the walk; no state moves."""
     Y = draws.uniform("accidents", config.users, config.length_max, ACCIDENTS, 2)
