@@ -136,8 +136,11 @@ class TrainingSamples:
     ) -> None:
         self.size = train.batch_size
         self.per_epoch = train.samples
-        maker = {Samples.prefix: _Prefixes, Samples.window: _Windows}[kind]
-        self.maker: _Prefixes | _Windows = maker(split.train, protocol, train.windows)
+        self.maker = (
+            _Prefixes(split.train, protocol)
+            if kind is Samples.prefix
+            else _Windows(split.train, protocol, train.windows)
+        )
 
     def __len__(self) -> int:
         """Samples of one epoch."""
@@ -164,7 +167,7 @@ class TrainingSamples:
 class _Prefixes:
     """Every training target with the history before it; targets without a history are left out."""
 
-    def __init__(self, train: Interactions, protocol: ProtocolConfig, _windows: Windows) -> None:
+    def __init__(self, train: Interactions, protocol: ProtocolConfig) -> None:
         self.train = train
         self.histories = Histories(train, protocol)
         event = torch.arange(len(train.item))

@@ -67,7 +67,9 @@ def rows_of(history: History) -> list[tuple[int, list[Event]]]:
     return rows
 
 
-def samples(train: Interactions, kind: Samples, protocol: ProtocolConfig, **settings: object) -> list[Batch]:
+def samples(
+    train: Interactions, kind: Samples, protocol: ProtocolConfig, **settings: object
+) -> list[Batch]:
     made = TrainingSamples(split_of(train), kind, protocol, TrainConfig(batch_size=7, **settings))  # type: ignore[arg-type]
     return list(made.epoch(torch_stream(1, "order"), torch_stream(1, "draws")))
 
@@ -89,7 +91,10 @@ def test_prefixes_hold_what_stands_strictly_before_their_target(protocol: Protoc
     found = []
     for batch in samples(interactions(users, marks), Samples.prefix, protocol):
         for (user, events), item, tag in zip(
-            rows_of(batch.history), batch.target.tolist(), batch.target_behaviour.tolist(), strict=True
+            rows_of(batch.history),
+            batch.target.tolist(),
+            batch.target_behaviour.tolist(),
+            strict=True,
         ):
             found.append((user, events, item, tag))
     assert sorted(found) == sorted(expected)
@@ -98,7 +103,9 @@ def test_prefixes_hold_what_stands_strictly_before_their_target(protocol: Protoc
 
 @pytest.mark.parametrize("windows", Windows, ids=str)
 @pytest.mark.parametrize("same", SameItemHistory, ids=str)
-def test_windows_read_each_target_before_its_first_touch(same: SameItemHistory, windows: Windows) -> None:
+def test_windows_read_each_target_before_its_first_touch(
+    same: SameItemHistory, windows: Windows
+) -> None:
     protocol = ProtocolConfig(same_item_history=same, max_history=5)
     users = random_users(4)
     expected: dict[tuple[int, int, int], list[int]] = {}
@@ -185,12 +192,16 @@ def test_an_epoch_has_every_sample_once_and_a_cap_takes_other_ones_each_time() -
     everything = TrainingSamples(split, Samples.prefix, protocol, TrainConfig(batch_size=16))
     seen = sum(len(batch.history.user) for batch in everything.epoch(order, draws))
     assert seen == len(everything)
-    capped = TrainingSamples(split, Samples.prefix, protocol, TrainConfig(batch_size=16, samples=20))
+    capped = TrainingSamples(
+        split, Samples.prefix, protocol, TrainConfig(batch_size=16, samples=20)
+    )
     epochs = [
         sorted(
             (user, str(events), item)
             for batch in capped.epoch(order, draws)
-            for (user, events), item in zip(rows_of(batch.history), batch.target.tolist(), strict=True)
+            for (user, events), item in zip(
+                rows_of(batch.history), batch.target.tolist(), strict=True
+            )
         )
         for _ in range(2)
     ]

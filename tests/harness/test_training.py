@@ -46,7 +46,9 @@ class Toy(DotProduct):
         noise = torch.randn(scores.shape, generator=batch.generator)
         return {"main": nn.functional.cross_entropy(scores + 0.1 * noise, batch.target)}
 
-    def schedule(self, optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    def schedule(
+        self, optimiser: torch.optim.Optimizer, steps: int
+    ) -> torch.optim.lr_scheduler.LRScheduler:
         return torch.optim.lr_scheduler.StepLR(optimiser, steps, 0.5)
 
 
@@ -63,7 +65,9 @@ def weight_sum(model: Toy) -> float:
     return float(model.items.weight.detach().sum())
 
 
-def train(path: Path, die_after: int = 0, validate=weight_sum, made_by: str = "a") -> tuple[Toy, Progress]:
+def train(
+    path: Path, die_after: int = 0, validate=weight_sum, made_by: str = "a"
+) -> tuple[Toy, Progress]:
     torch.manual_seed(5)
     model = Toy()
 
@@ -98,7 +102,9 @@ def test_a_checkpoint_of_other_code_is_not_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None], ids=["empty", "text", "cut"])
-def test_a_corrupt_checkpoint_is_set_aside_and_the_run_starts_again(tmp_path: Path, damage: bytes | None) -> None:
+def test_a_corrupt_checkpoint_is_set_aside_and_the_run_starts_again(
+    tmp_path: Path, damage: bytes | None
+) -> None:
     path = tmp_path / "run.pt"
     with pytest.raises(Killed):
         train(path, die_after=2)
