@@ -1,0 +1,475 @@
+"""M3BSR (SIGIR 2025): multi-modal multi-behaviour sequential recommendation with diffusion.
+
+Input layer (Eq. 3-5), CDMD (models/diffusion.py), MEIE (models/experts.py), prediction and loss
+(Eq. 23-25). Where the paper is silent or contradicts itself, an option R1-R23 says which reading is
+taken, default first; each stands beside the part it changes, with the reason why it is open.
+
+Axes: batch, slot = slots of clicks, key = slots of favors, 3 = image, text, id (in this order),
+row = slots of all users one after another, item_row = items + 1, d = hidden width.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.diffusion import (
+    BEHAVIOR_SETS,
+    MODALITY_SETS,
+    BehaviorCondition,
+    Denoised,
+    DenoisingConfig,
+    DiffusionLoss,
+    MultilayerTwin,
+    Noise,
+    Passed,
+    StackedLinear,
+    diffusion_stage,
+)
+from models.experts import (
+    DISENTANGLEMENTS,
+    DisentangleLoss,
+    InterestConfig,
+    Interests,
+    MeanInterest,
+    MultiExpert,
+    UniqueExperts,
+)
+from models.interface import Batch, Behaviour, Catalogue, History, Losses, ModelConfig
+from models.layers import DotProduct
+from models.softmax import catalogue_cross_entropy
+
+ID_WIDTH = 16
+"""Width of an id field's table (section 5.1.3)."""
+
+
+class InputNorm(Enum):
+    """R16. No norm is mentioned; without one the schedule's noise, of unit scale, drowns a projected
+    unit-length vector (0.04 to 0.06 a coordinate)."""
+
+    layernorm = "layernorm"
+    none = "none"
+
+
+class IdMlp(Enum):
+    """R17. Eq. 3 says "MLP"; its depth is not given."""
+
+    two_layer = "two_layer"
+    linear = "linear"
+
+
+@dataclass
+class InputConfig:
+    """The input layer (section 4.1)."""
+
+    norm: InputNorm = InputNorm.layernorm
+    id_mlp: IdMlp = IdMlp.two_layer
+
+
+class OutputLayer(Enum):
+    """R22. Eq. 23 has a weight matrix of its own; the authors' extension ties it to the items."""
+
+    free = "free"
+    tied = "tied"
+    """W_y = E U^T with the item table E and U in R^{d x 16}; a bias of its own."""
+
+
+@dataclass
+class OutputConfig:
+    """The prediction layer (Eq. 23)."""
+
+    layer: OutputLayer = OutputLayer.free
+
+
+@dataclass
+class LossConfig:
+    """Weights of Eq. 25 and the temperature of Eq. 20, the best of section 5.4."""
+
+    lambda_c: float = 0.05
+    lambda_m: float = 0.02
+    lambda_b: float = 0.02
+    tau: float = 0.3
+
+
+class ModalityDenoiser(Enum):
+    """What stands where CDMD-M stands."""
+
+    diffusion = "diffusion"
+    none = "none"
+    mlp = "mlp"
+    """A two-layer MLP of the same number of parameters (section 5.6)."""
+
+
+class BehaviorDenoiser(Enum):
+    """What stands where CDMD-B stands."""
+
+    diffusion = "diffusion"
+    none = "none"
+
+
+@dataclass
+class PartsConfig:
+    """Parts that the ablations of Figure 3 take out (models/variants.py)."""
+
+    modality_denoiser: ModalityDenoiser = ModalityDenoiser.diffusion
+    behavior_denoiser: BehaviorDenoiser = BehaviorDenoiser.diffusion
+    experts: bool = True
+    shared_expert: bool = True
+
+
+@dataclass
+class M3BSRConfig(DenoisingConfig, InterestConfig):
+    """All settings; the defaults are the set `paper`. R1-R23 are explained beside their options."""
+
+    input: InputConfig = field(default_factory=InputConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    parts: PartsConfig = field(default_factory=PartsConfig)
+
+
+def repaired(config: M3BSRConfig) -> M3BSRConfig:
+    """The set `repaired`: R6 `noise` and R9 `separate`, what the prose says the parts are for."""
+    config = copy.deepcopy(config)
+    config.diffusion.loss = DiffusionLoss.noise
+    config.disent.loss = DisentangleLoss.separate
+    return config
+
+
+# -------------------------------------------------------------------------------- input (Eq. 3-5)
+
+
+class IdEmbedding(nn.Module):
+    """Eq. 3: one table a field (item, its fields, user), concatenated, then an MLP."""
+
+    def __init__(self, config: M3BSRConfig, catalogue: Catalogue) -> None:
+        super().__init__()
+        sizes = [int(values.max()) + 1 for values in catalogue.fields.values()]
+        self.tables = nn.ParameterList(
+            nn.Parameter(torch.empty(rows, ID_WIDTH).normal_(std=0.02))
+            for rows in (catalogue.items + 1, *sizes, catalogue.users)
+        )
+        fields = torch.stack(list(catalogue.fields.values())) if sizes else torch.zeros(0, 1).long()
+        self.register_buffer("fields", fields, persistent=False)
+        self.fields: Int[Tensor, "field item_row"]
+        widths = {IdMlp.two_layer: 2, IdMlp.linear: 1}[config.input.id_mlp] * [config.hidden]
+        inputs = [ID_WIDTH * len(self.tables), *widths]
+        self.mlp = nn.ModuleList(
+            StackedLinear(1, before, after)
+            for before, after in zip(inputs[:-1], inputs[1:], strict=True)
+        )
+
+    def forward(
+        self, items: Int[Tensor, " row"], user: Int[Tensor, " row"]
+    ) -> Float[Tensor, "row d"]:
+        """One vector an event."""
+        ids = [items, *(values[items] for values in self.fields), user]
+        parts = [functional.embedding(i, table) for i, table in zip(ids, self.tables, strict=True)]
+        x = self.mlp[0](torch.cat(parts, 1).unsqueeze(0))
+        for layer in self.mlp[1:]:
+            x = layer(x.relu())
+        return x[0]
+
+
+class FrozenEmbedding(nn.Module):
+    """Eq. 4, 5: an item's frozen vector, projected; a learned vector instead where it is missing."""
+
+    def __init__(
+        self,
+        width: int,
+        vectors: Float[Tensor, "item_row frozen"],
+        present: Bool[Tensor, " item_row"],
+    ) -> None:
+        super().__init__()
+        self.register_buffer("vectors", vectors, persistent=False)
+        self.register_buffer("present", present, persistent=False)
+        self.vectors: Tensor
+        self.present: Tensor
+        self.project = StackedLinear(1, vectors.shape[1], width)
+        self.missing = nn.Parameter(torch.empty(width).normal_(std=0.02))
+
+    def forward(self, items: Int[Tensor, " row"]) -> Float[Tensor, "row d"]:
+        """One vector an item."""
+        projected = self.project(self.vectors[items].to(self.missing).unsqueeze(0))[0]
+        return torch.where(self.present[items].unsqueeze(1), projected, self.missing)
+
+
+@dataclass(frozen=True)
+class Features:
+    """One behaviour's sequences."""
+
+    x: Float[Tensor, "3 batch slot d"]
+    real: Bool[Tensor, "batch slot"]
+    attend: Bool[Tensor, "batch slot"]
+    """Real slots, or the last one of a user without events of this behaviour."""
+
+
+class InputLayer(nn.Module):
+    """Ids and frozen vectors to three features a slot (section 4.1)."""
+
+    def __init__(self, config: M3BSRConfig, catalogue: Catalogue) -> None:
+        super().__init__()
+        width = config.hidden
+        self.image = FrozenEmbedding(width, catalogue.image, catalogue.image_present)
+        self.text = FrozenEmbedding(width, catalogue.text, catalogue.text_present)
+        self.id = IdEmbedding(config, catalogue)
+        norm = {InputNorm.layernorm: nn.LayerNorm, InputNorm.none: nn.Identity}[config.input.norm]
+        self.norms = nn.ModuleList(norm(width) for _ in range(3))
+        self.empty = nn.Parameter(torch.empty(2, 3, width).normal_(std=0.02))
+        """[click, favor][image, text, id]: what a user without such events shows in the last slot."""
+
+    def forward(self, click: History, favor: History) -> tuple[Features, Features]:
+        """Features of clicks and of favors.
+
+        Image and text depend on the item alone: they are projected and normed once for each
+        distinct item of the batch, padding among them.
+        """
+        sides = (click, favor)
+        items = torch.cat([side.items.flatten() for side in sides])
+        users = torch.cat([side.user.repeat_interleave(side.items.shape[1]) for side in sides])
+        distinct, place = torch.unique(items, return_inverse=True)
+        norm_image, norm_text, norm_id = self.norms
+        image = functional.embedding(place, norm_image(self.image(distinct)))
+        text = functional.embedding(place, norm_text(self.text(distinct)))
+        rows = (image, text, norm_id(self.id(items, users)))
+        cut = click.items.numel()
+        return (
+            self._features(click, [part[:cut] for part in rows], self.empty[0]),
+            self._features(favor, [part[cut:] for part in rows], self.empty[1]),
+        )
+
+    @staticmethod
+    def _features(side: History, rows: list[Tensor], empty: Float[Tensor, "3 d"]) -> Features:
+        """One behaviour's rows in slots, with the stand-in of empty histories."""
+        x = torch.stack(rows).view(3, *side.items.shape, -1)
+        stand_in = torch.zeros_like(side.real)
+        stand_in[:, -1] = ~side.real.any(1)
+        x = torch.where(stand_in.unsqueeze(2), empty[:, None, None], x)
+        return Features(x, side.real, side.real | stand_in)
+
+
+# ----------------------------------------------------------------------------- output (Eq. 23)
+
+
+class FreeOutput(nn.Module):
+    """R22 `free`: a row and a bias an item."""
+
+    def __init__(self, width: int, item_table: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(len(item_table), width).normal_(std=0.02))
+        self.bias = nn.Parameter(torch.zeros(len(item_table)))
+
+    def query(self, user: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """What an item's row is multiplied with."""
+        return user
+
+    def rows(self, item_table: Tensor) -> Float[Tensor, "item_row d"]:
+        """One row an item."""
+        return self.weight
+
+
+class TiedOutput(nn.Module):
+    """R22 `tied`: (E U^T) y is E (y U), so the 16-wide item table serves as it is."""
+
+    def __init__(self, width: int, item_table: Tensor) -> None:
+        super().__init__()
+        self.project = nn.Parameter(torch.empty(width, ID_WIDTH))
+        nn.init.xavier_uniform_(self.project)
+        self.bias = nn.Parameter(torch.zeros(len(item_table)))
+
+    def query(self, user: Float[Tensor, "batch d"]) -> Float[Tensor, "batch id_width"]:
+        """What an item's row is multiplied with."""
+        return user @ self.project
+
+    def rows(self, item_table: Tensor) -> Float[Tensor, "item_row id_width"]:
+        """One row an item."""
+        return item_table
+
+
+# ------------------------------------------------------------------------------------ the model
+
+
+@dataclass(frozen=True)
+class PassNoise:
+    """The recorded randomness of one training pass."""
+
+    click: Noise | None
+    """CDMD-M on clicks: image, text."""
+    favor: Noise | None
+    """CDMD-M on favors: image, text."""
+    behavior: Noise | None
+    """CDMD-B: image, text, id."""
+
+
+@dataclass(frozen=True)
+class TrainingPass:
+    """Everything that a training pass computes before the prediction layer."""
+
+    click: Features
+    favor: Features
+    modality: tuple[Denoised, Denoised]
+    behavior: Denoised
+    denoised: tuple[Tensor, Tensor]
+    """Clicks and favors as the experts read them, [3, batch, slot, d] each."""
+    interests: Interests
+
+
+class M3BSR(DotProduct):
+    """Cui, Lu, Tong, Li, Zhao: Multi-Modal Multi-Behavior Sequential Recommendation with
+    Conditional Diffusion-Based Feature Denoising (SIGIR 2025). No official code is public.
+
+    Raises ValueError for sizes that do not fit (heads, steps, layers, tau).
+    """
+
+    Config: ClassVar[type[ModelConfig]] = M3BSRConfig
+
+    def __init__(self, config: M3BSRConfig, catalogue: Catalogue) -> None:
+        super().__init__(config, catalogue)
+        check(config)
+        length, sharing = catalogue.length, config.denoiser.sharing
+        self.input = InputLayer(config, catalogue)
+        steps_m = config.diffusion.steps_m or config.diffusion.steps
+        steps_b = config.diffusion.steps_b or config.diffusion.steps
+        sets_m, sets_b = MODALITY_SETS[sharing], BEHAVIOR_SETS[sharing]
+        self.modality: Passed = {
+            ModalityDenoiser.diffusion: lambda: diffusion_stage(config, sets_m, steps_m, length, 0),
+            ModalityDenoiser.mlp: lambda: MultilayerTwin(config, sets_m, steps_m),
+            ModalityDenoiser.none: Passed,
+        }[config.parts.modality_denoiser]()
+        self.behavior: Passed = {
+            BehaviorDenoiser.diffusion: lambda: diffusion_stage(config, sets_b, steps_b, length, 1),
+            BehaviorDenoiser.none: Passed,
+        }[config.parts.behavior_denoiser]()
+        self.condition = {
+            BehaviorCondition.same_modality: slice(None),
+            BehaviorCondition.image: slice(0, 1),
+        }[config.behavior.condition]
+        layer = UniqueExperts if not config.parts.shared_expert else MultiExpert
+        self.experts = (layer if config.parts.experts else MeanInterest)(length, config)
+        self.disentangle = DISENTANGLEMENTS[config.disent.loss]
+        output = {OutputLayer.free: FreeOutput, OutputLayer.tied: TiedOutput}[config.output.layer]
+        self.output = output(config.hidden, self.input.id.tables[0])
+        self.tau = config.loss.tau
+        self.weights = {
+            "contrast": config.loss.lambda_c,
+            "modality": config.loss.lambda_m,
+            "behavior": config.loss.lambda_b,
+        }
+
+    # ------------------------------------------------------------------------------- training
+
+    def loss(self, batch: Batch) -> Losses:
+        """Eq. 24, 25: main, and where their part exists contrast, modality and behavior."""
+        click, favor = self.split(batch.history)
+        training = self.training_pass(click, favor, self.draw(click, favor, batch.generator))
+        query = self.output.query(training.interests.user)
+        main = catalogue_cross_entropy(
+            query, self.item_vectors(), self.item_bias(), batch.target
+        ).mean()
+        terms = {
+            name: self.weights[name] * value
+            for name, value in self.unweighted(training).items()
+            if self.weights[name] > 0
+        }
+        return {"main": main, **terms}
+
+    def unweighted(self, training: TrainingPass) -> Losses:
+        """L_contrast, L_m and L_b of a pass, as far as their parts exist."""
+        losses: Losses = {}
+        if training.interests.vectors is not None:
+            losses["contrast"] = self.disentangle(training.interests.vectors, self.tau)
+        modality = [part.loss for part in training.modality if part.loss is not None]
+        if modality:
+            losses["modality"] = torch.stack(modality).sum()
+        if training.behavior.loss is not None:
+            losses["behavior"] = training.behavior.loss
+        return losses
+
+    def draw(self, click: History, favor: History, generator: torch.Generator) -> PassNoise:
+        """The randomness of a pass; both halves of CDMD-M share one sampled step a user."""
+        like = self.input.empty
+        width = like.shape[-1]
+        of_click = self.modality.draw(like.new_empty(2, *click.items.shape, width), generator)
+        of_favor = self.modality.draw(like.new_empty(2, *favor.items.shape, width), generator)
+        of_behavior = self.behavior.draw(like.new_empty(3, *click.items.shape, width), generator)
+        if of_click is not None and of_favor is not None:
+            of_favor = Noise(of_favor.draws, of_click.step)
+        return PassNoise(of_click, of_favor, of_behavior)
+
+    def training_pass(self, click: History, favor: History, noise: PassNoise) -> TrainingPass:
+        """Input layer, both CDMD stages on noised features, experts."""
+        clicks, favors = self.input(click, favor)
+        of_click = self.modality(
+            clicks.x[:2], clicks.x[2:], clicks.attend, clicks.real, noise.click, 0
+        )
+        of_favor = self.modality(
+            favors.x[:2], favors.x[2:], favors.attend, favors.real, noise.favor, 1
+        )
+        guide = torch.cat([of_favor.features, favors.x[2:]])
+        source = torch.cat([of_click.features, clicks.x[2:]])
+        behavior = self.behavior(
+            source, guide[self.condition], favors.attend, clicks.real, noise.behavior
+        )
+        interests = self.experts(behavior.features, guide, clicks.attend, favors.attend)
+        return TrainingPass(
+            clicks, favors, (of_click, of_favor), behavior, (behavior.features, guide), interests
+        )
+
+    # ----------------------------------------------------------------------------- evaluation
+
+    def encode(self, history: History) -> Float[Tensor, "batch d"]:
+        """y (R22 tied: y U), with CDMD from the start that R4 chooses."""
+        clicks, favors = self.input(*self.split(history))
+        modality, behavior = self.modality, self.behavior
+        of_click = modality.evaluate(clicks.x[:2], clicks.x[2:], clicks.attend, 0)
+        of_favor = modality.evaluate(favors.x[:2], favors.x[2:], favors.attend, 1)
+        guide = torch.cat([of_favor, favors.x[2:]])
+        source = torch.cat([of_click, clicks.x[2:]])
+        denoised = behavior.evaluate(source, guide[self.condition], favors.attend)
+        interests = self.experts(denoised, guide, clicks.attend, favors.attend)
+        return self.output.query(interests.user)
+
+    def item_vectors(self) -> Float[Tensor, "item_row d"]:
+        """W_y, or the item table under R22 tied."""
+        return self.output.rows(self.input.id.tables[0])
+
+    def item_bias(self) -> Float[Tensor, " item_row"]:
+        """b of Eq. 23."""
+        return self.output.bias
+
+    @staticmethod
+    def split(history: History) -> tuple[History, History]:
+        """Clicks alone and favors alone."""
+        return history.only(Behaviour.CLICK), history.only(Behaviour.FAVOR)
+
+
+def check(config: M3BSRConfig) -> None:
+    """Raise ValueError for sizes that do not fit."""
+    if config.heads < 1 or config.hidden % config.heads:
+        legal = [heads for heads in (1, 2, 4, 8, 16) if config.hidden % heads == 0]
+        raise ValueError(
+            f"model.heads={config.heads} does not divide model.hidden={config.hidden}; "
+            f"choose one of {legal}"
+        )
+    if config.hidden % 2:
+        raise ValueError(f"model.hidden={config.hidden} is odd; the time embedding needs pairs")
+    at_least_one = {
+        "model.diffusion.steps": config.diffusion.steps,
+        "model.expert.layers": config.expert.layers,
+        "model.expert.ffn_factor": config.expert.ffn_factor,
+    }
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} is too small; choose 1 or more")
+    if config.loss.tau <= 0:
+        raise ValueError(f"model.loss.tau={config.loss.tau} is no temperature; choose one above 0")
+    if not 0 <= config.expert.dropout < 1:
+        raise ValueError(
+            f"model.expert.dropout={config.expert.dropout}; choose from 0 up to below 1"
+        )
