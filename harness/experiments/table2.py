@@ -1,0 +1,57 @@
+"""Table 2: every method on every data set, several seeds, tested, beside the paper's numbers."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+
+from harness.config import Cell
+from harness.execution.live import Board
+from harness.execution.plan import Plan
+from harness.experiments.common import Request, grid
+from harness.report.export import csv_text, json_content
+from harness.report.files import write_table
+from harness.report.gather import TableData
+from harness.report.latex import latex
+from harness.report.layout import document
+from harness.report.tables import build_table
+from harness.report.text import markdown, terminal
+from harness.run import open_dataset
+
+
+def cells(request: Request) -> Sequence[Cell]:
+    """Methods x data sets x seeds, reference rows with one cell a data set."""
+    return grid(request)
+
+
+def publish(request: Request, planned: Plan, failed: dict[str, str]) -> str:
+    """Write table.md, .csv, .tex and .json below results/tables; returns what a terminal shows."""
+    protocol = planned.wanted[0].protocol
+    datasets = [
+        TableData(
+            name=name,
+            demo=(dataset := open_dataset(request.places.data, name)).demo,
+            data_sha256=dataset.data_sha256,
+            candidates_sha256=dataset.candidates_sha256(protocol),
+        )
+        for name in request.names
+    ]
+    board = Board(request.places.results)
+    known = {failure.key: failure.error for failure in board.failures()}
+    table = build_table(
+        planned.stored.values(),
+        planned.wanted,
+        datasets,
+        failed=known | failed,
+        target=request.target,
+        budget_name=request.budget.name,
+        overrides=request.overrides,
+    )
+    page = document(table)
+    folder = request.places.results / "tables" / request.target / request.folder_name
+    write_table(folder, markdown(page), csv_text(table), latex(page, "tab:main"), json_content(table))
+    shown = terminal(
+        page, colour=sys.stdout.isatty(), width=shutil.get_terminal_size((140, 24)).columns
+    )
+    return f"{shown}\nwritten to {folder}/table.md, .csv, .tex, .json"
