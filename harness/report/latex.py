@@ -1,0 +1,114 @@
+"""A document as LaTeX: one float a grid, notes as comments. It needs no package but booktabs."""
+
+from __future__ import annotations
+
+import re
+
+from harness.report.document import EMPTY, Document, Entry, Grid, Notes, Span
+
+HEAD = r"""% Needs \usepackage{booktabs}; nothing else.
+\providecommand{\struck}[1]{{\setbox0=\hbox{#1}\rlap{\vrule width\wd0 height.65ex depth-.57ex}\box0}}
+"""
+"""`\\struck` draws a line through its argument with TeX's own means."""
+
+SIGNS = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$",
+    "#": r"\#", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": "$<$", ">": "$>$", "|": "$|$", '"': "''", "±": r"$\pm$", "†": r"$\dagger$",
+    "‡": r"$\ddagger$", "−": "$-$", "τ": r"$\tau$", "×": r"$\times$", "≥": r"$\geq$",
+    "≤": r"$\leq$", "–": "--", "—": "---", "’": "'", "…": r"\ldots{}", "·": r"$\cdot$",
+}  # fmt: skip
+LAST_LATIN = "\u017f"
+
+
+def escape(text: str) -> str:
+    """Text that LaTeX prints as it is; letters beyond Latin become question marks."""
+    text = re.sub(r"\s+", " ", text)
+    return "".join(SIGNS.get(sign, sign if sign <= LAST_LATIN else "?") for sign in text)
+
+
+def latex(document: Document, label: str) -> str:
+    """The document as floats to be input into a paper; `label` is the first float's `tab:` label.
+
+    The appendix, longer than a page, is left to the other formats.
+    """
+    lines = [*_comment(document.opening), HEAD.rstrip()]
+    number = 0
+    for part in document.parts:
+        if isinstance(part, Notes):
+            lines += ["", *_comment(part.title + ":")]
+            lines += [comment for line in part.lines for comment in _comment("- " + line)]
+            continue
+        number += 1
+        name = label if number == 1 else f"{label}-{number}"
+        lines += ["", *_float(part, document, name)]
+    return "\n".join(lines) + "\n"
+
+
+def _float(grid: Grid, document: Document, label: str) -> list[str]:
+    """One grid as a float over both columns of a page."""
+    columns = sum(len(band.columns) for band in grid.bands)
+    caption = f"{document.title}: {grid.title}. {document.opening}"
+    return [
+        r"\begin{table*}[t]",
+        r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+        rf"\caption{{{escape(caption)}}}\label{{tab:{label}}}",
+        rf"\begin{{tabular}}{{l*{{{columns}}}{{l}}}}",
+        r"\toprule",
+        *_header(grid),
+        r"\midrule",
+        *_lines(grid, columns),
+        r"\bottomrule",
+        r"\end{tabular}",
+        *(rf"\par\smallskip\parbox{{\textwidth}}{{{escape(line)}}}" for line in grid.below),
+        r"\end{table*}",
+    ]
+
+
+def _header(grid: Grid) -> list[str]:
+    """The data sets over their columns, then the columns."""
+    names = " & ".join([escape(grid.corner), *(escape(c) for b in grid.bands for c in b.columns)])
+    if not any(band.name for band in grid.bands):
+        return [names + r" \\"]
+    above, rules, at = [""], "", 2
+    for band in grid.bands:
+        size = len(band.columns)
+        above.append(rf"\multicolumn{{{size}}}{{c}}{{{escape(band.name)}}}")
+        rules += rf"\cmidrule(lr){{{at}-{at + size - 1}}}"
+        at += size
+    return [" & ".join(above) + r" \\", rules, names + r" \\"]
+
+
+def _lines(grid: Grid, columns: int) -> list[str]:
+    """Rows; the heading of a group stands over the full width, with a rule above all but the first."""
+    lines: list[str] = []
+    for line in grid.lines:
+        if line.entries:
+            cells = [escape(line.name), *(_paint(item or EMPTY) for item in line.entries)]
+            lines.append(" & ".join(cells) + r" \\")
+        else:
+            lines += [r"\midrule"] if lines else []
+            heading = rf"\multicolumn{{{columns + 1}}}{{l}}{{\textit{{{escape(line.name)}}}}} \\"
+            lines.append(heading)
+    return lines
+
+
+def _paint(item: Entry) -> str:
+    return "".join(_span(span) for span in item)
+
+
+def _span(span: Span) -> str:
+    text = escape(span.text)
+    for wanted, command in (
+        (span.struck, "struck"),
+        (span.underline, "underline"),
+        (span.bold, "textbf"),
+    ):
+        if wanted and text:
+            text = rf"\{command}{{{text}}}"
+    return text
+
+
+def _comment(text: str) -> list[str]:
+    """A comment line; line breaks in the text stay comments."""
+    return [f"% {line}" for line in text.splitlines()] or ["%"]
