@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from models.interface import (
     Batch,
@@ -36,8 +36,7 @@ from models.interface import (
 from models.layers import READINGS, Behaviors, DotProduct, Dropout
 
 BLOCK = 1 << 20
-"""Scores held at once (4 MiB in float32): a block of steps stays in the cache, and is made again in
-the backward pass."""
+"""Scores held at once (4 MiB in float32), so that a block of steps stays in the cache."""
 
 
 class Embedding(Enum):
@@ -637,9 +636,8 @@ class GRU4Rec(DotProduct):
         columns = batch.targets.new_zeros(grid.steps, grid.lanes)
         columns[step, grid.lane[row]] = batch.targets[row, place]
         extra = self.draw(batch.generator)
-        costs = self.costs(state, step, grid.lane[row], columns, extra)
-        weights = batch.weights[row, place].to(costs.dtype)
-        return {"next_item": (weights * costs).sum() / grid.divisor}
+        weights = batch.weights[row, place] / grid.divisor
+        return {"next_item": self.cost(state, step, grid.lane[row], weights, columns, extra)}
 
     def passes(self, batch: Batch) -> Iterator[Losses]:
         """The losses of a batch that are to be followed by an optimiser step each.
@@ -661,10 +659,11 @@ class GRU4Rec(DotProduct):
             lane = lanes.targets[step].nonzero().squeeze(1)
             if len(lane):
                 extra = self.draw(batch.generator)
-                targets = lanes.targets[step : step + 1]
-                costs = self.costs(after[-1][lane], torch.zeros_like(lane), lane, targets, extra)
-                weights = lanes.weights[step, lane].to(costs.dtype)
-                yield {"next_item": (weights * costs).sum() / lanes.divisor}
+                columns = lanes.targets[step : step + 1]
+                weights = lanes.weights[step, lane] / lanes.divisor
+                now = torch.zeros_like(lane)
+                cost = self.cost(after[-1][lane], now, lane, weights, columns, extra)
+                yield {"next_item": cost}
 
     def draw(self, generator: torch.Generator) -> Int[Tensor, " extra"]:
         """N items with replacement, in proportion to count ** alpha."""
@@ -677,46 +676,39 @@ class GRU4Rec(DotProduct):
         drawn = torch.searchsorted(self.odds, chance * self.odds[-1], right=True)
         return drawn.clamp(max=self.catalogue.items)
 
-    def costs(
+    def cost(
         self,
         state: Float[Tensor, "place d"],
         step: Int[Tensor, " place"],
         lane: Int[Tensor, " place"],
+        weights: Float[Tensor, " place"],
         columns: Int[Tensor, "step lane"],
         extra: Int[Tensor, " extra"],
-    ) -> Float[Tensor, " place"]:
-        """What each place costs, a block of steps at a time.
+    ) -> Float[Tensor, ""]:
+        """Weighted sum over places of what each costs.
 
         Args:
             state: H of each place.
             step: Its step, ascending.
             lane: Its lane.
+            weights: How much it counts.
             columns: Targets of each step's lanes; 0 where a lane has none.
             extra: Negatives of all steps.
         """
         alpha = self.config.sample_alpha
         bias = self.output_bias[columns] + self.criterion.correction(self.log_counts[columns])
-        bias = bias.masked_fill(columns == 0, -torch.inf)
         extra_bias = self.output_bias[extra]
         extra_bias = extra_bias + self.criterion.correction(alpha * self.log_counts[extra])
-        vectors = functional.embedding(columns, self.output_table)
-        extra_vectors = functional.embedding(extra, self.output_table)
-
-        steps, lanes = columns.shape
-        size = max(1, BLOCK // (lanes * (lanes + len(extra))))
-        places = torch.bincount(step // size, minlength=-(-steps // size)).tolist()
-        parts = (torch.split(part, places) for part in (state, step % size, lane))
-        grids = (torch.split(part, size) for part in (vectors, bias))
-        return torch.cat(
-            [
-                checkpoint(self._block, *block, extra_vectors, extra_bias, use_reentrant=False)
-                for block in zip(*parts, *grids, strict=True)
-            ]
+        total: Tensor = _BlockwiseCost.apply(
+            self.criterion,
+            (step, lane, weights.to(state.dtype)),
+            state,
+            functional.embedding(columns, self.output_table),
+            bias.masked_fill(columns == 0, -torch.inf),
+            functional.embedding(extra, self.output_table),
+            extra_bias,
         )
-
-    def _block(self, *parts: Tensor) -> Float[Tensor, " place"]:
-        costs: Tensor = self.criterion(step_scores(*parts), parts[2])
-        return costs
+        return total
 
     def optimiser(self) -> torch.optim.Optimizer:
         """Adagrad as the authors wrote it, or Adam."""
@@ -761,6 +753,59 @@ def step_scores(
     queries = vectors.new_zeros(vectors.shape).index_put((step, lane), state)
     in_batch = (queries @ vectors.mT + bias.unsqueeze(1))[step, lane]
     return torch.cat([in_batch, torch.addmm(extra_bias, state, extra_vectors.T)], 1)
+
+
+class _BlockwiseCost(torch.autograd.Function):
+    """Weighted sum of costs, a block of steps at a time; no block's scores outlive it.
+
+    The gradient of a sum does not wait for what comes after, so each block's is taken at once, while
+    its scores are in the cache: nothing is stored for the backward pass, nor made again there.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        criterion: Criterion,
+        places: tuple[Tensor, Tensor, Tensor],
+        state: Tensor,
+        vectors: Tensor,
+        bias: Tensor,
+        extra_vectors: Tensor,
+        extra_bias: Tensor,
+    ) -> Tensor:
+        """Arguments as in `step_scores`; `places` are step, lane and weight of each state."""
+        step, lane, weight = places
+        steps, lanes = bias.shape
+        size = max(1, BLOCK // (lanes * (lanes + len(extra_bias))))
+        counts = torch.bincount(step // size, minlength=-(-steps // size)).tolist()
+        inputs = (state, vectors, bias, extra_vectors, extra_bias)
+        ctx.gradients = gradients = [torch.zeros_like(tensor) for tensor in inputs]
+        wanted = any(ctx.needs_input_grad)
+        total, first = state.new_zeros(()), 0
+        for number, count in enumerate(counts):
+            here, now = slice(first, first + count), slice(number * size, (number + 1) * size)
+            first += count
+            if not count:
+                continue
+            cuts = (here, now, now, slice(None), slice(None))
+            parts = [
+                x[cut].detach().requires_grad_(wanted) for x, cut in zip(inputs, cuts, strict=True)
+            ]
+            with torch.set_grad_enabled(wanted):
+                scores = step_scores(parts[0], step[here] % size, lane[here], *parts[1:])
+                cost = (weight[here] * criterion(scores, lane[here])).sum()
+            total += cost.detach()
+            if wanted:
+                of_parts = torch.autograd.grad(cost, parts)
+                for gradient, cut, part in zip(gradients, cuts, of_parts, strict=True):
+                    gradient[cut] += part
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of the blocks, times that of the sum."""
+        return (None, None, *(gradient * part for part in ctx.gradients))
 
 
 class _Lanes:

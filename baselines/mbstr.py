@@ -197,20 +197,20 @@ class Attention(nn.Module):
         query, key, value = torch.split(projected, [d, d * self.n_b, d * self.n_b], dim=1)
 
         own = layout.everything.slot
-        Q = x.new_zeros(lines * self.n_b, self.width)
-        Q = Q.index_copy(0, own, query.reshape(-1, self.width)).view(-1, layout.places, wide)
-        empty = x.new_zeros(lines, wide)
-        K = empty.index_copy(0, layout.line, key.reshape(-1, wide)).view_as(Q)
-        V = empty.index_copy(0, layout.line, value.reshape(-1, wide)).view_as(Q)
+        Q = _scatter(own, query.reshape(-1, self.width), lines * self.n_b)
+        Q = Q.view(-1, layout.places, wide)
+        K = _scatter(layout.line, key.reshape(-1, wide), lines).view_as(Q)
+        V = _scatter(layout.line, value.reshape(-1, wide), lines).view_as(Q)
 
         bias = self.bias(bias_rows).view(-1, layout.places, layout.places)
-        score = torch.baddbmm(bias, Q, K.transpose(1, 2), alpha=self.width**-0.5)
+        score = torch.bmm(Q, K.transpose(1, 2)) + bias  # faster than baddbmm
         out = torch.bmm(self.dropout(score.softmax(dim=2)), V)
         return out.view(-1, self.width).index_select(0, read.slot).view(-1, d)
 
     def maps(self) -> Float[Tensor, "n_b d outputs"]:
-        """For each behaviour of an event: x to its query and its n_b keys and values."""
+        """For each behaviour of an event: x to its scaled query and its n_b keys and values."""
         query, key, value = self.projection[:, 1:].unbind(0)
+        query = query * self.width**-0.5
         M1, M2 = self.pair_matrices(self.alpha1, self.W1), self.pair_matrices(self.alpha2, self.W2)
         keys = torch.einsum("bdhy,abhxy->bdhax", key, M1)
         values = torch.einsum("bdhx,abhxy->bdhay", value, M2)
@@ -475,3 +475,10 @@ class MBSTR(DotProduct):
             behaviours=behaviours.gather(1, order) * stays,
             labels=items * masked,
         )
+
+
+def _scatter(
+    row: Int[Tensor, " some"], x: Float[Tensor, "some width"], rows: int
+) -> Float[Tensor, "rows width"]:
+    """The lines of x in some (different) rows, zeros in the others."""
+    return x.new_zeros(rows, x.shape[1]).index_copy_(0, row, x)

@@ -48,7 +48,7 @@ def parser() -> Parser:
         allow_abbrev=False,
     )
     names = ("user", "item", "behavior", "timestamp", "title", "picture", "category")
-    result.add_argument("source", metavar="SOURCE", help=", ".join(SOURCES))
+    result.add_argument("source", nargs="?", metavar="SOURCE", help=", ".join(SOURCES))
     result.add_argument("--raw", type=Path, metavar="DIR", help="folder of the raw files")
     result.add_argument("--name", help="what the set will be called (default: the source's name)")
     result.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR",
@@ -95,6 +95,10 @@ def run(arguments: list[str]) -> list[dict[str, Any]]:
     """
     options, strange = parser().parse_known_intermixed_args(arguments)
     source = options.source
+    if source is None:
+        raise InputError(
+            f"name a source: {', '.join(SOURCES)}; as in `python -m harness.prepare demo`"
+        )
     if source in LATER:
         raise InputError(
             f"source '{source}' cannot be prepared yet; convert its log and use `prepare table`. "

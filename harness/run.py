@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
@@ -58,6 +59,7 @@ def run(
     """
     key, method = cell_key(cell), find(cell.method)
     clock = Clock()
+    reset_peak_memory()
     dataset = open_dataset(places.data, cell.data)
     split = dataset.split(cell.protocol, cell.users)
     catalogue = replace(dataset.catalogue(cell.protocol), users=len(split.events.offsets) - 1)
@@ -154,9 +156,25 @@ def host() -> dict[str, Any]:
     }
 
 
+def reset_peak_memory() -> None:
+    """Begin a new peak, where the system can (Linux, a GPU)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): peak := now
+
+
 def peak_memory_mib() -> float:
-    """Largest resident size of this process so far, in MiB (on a GPU: its allocations)."""
+    """Largest resident size since `reset_peak_memory`, in MiB (on a GPU: its allocations).
+
+    Where the system cannot reset it, the largest of this process so far.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -107,3 +107,62 @@ def clicks(items: list[int]) -> list[Event]:
 def favors(items: list[int]) -> list[Event]:
     """These items, favored."""
     return [(item, int(Behaviour.FAVOR)) for item in items]
+
+
+CASES: dict[str, list[Event]] = {
+    "empty": [],
+    "single": favors([3]),
+    "constant": clicks([6, 6, 6]) + favors([6]),
+    "no favor": clicks([2, 8, 5, 2]),
+    "no click": favors([7, 1, 11]),
+    "no vectors": clicks([*NEITHER]) + favors([NEITHER[0]]),
+    "plain": clicks([1, 2]) + favors([2]) + clicks([13, 5]),
+    "long": clicks([5, 10, 3, 12]) + favors([12]) + clicks([14, 1]) + favors([3]),
+}
+"""Histories that a method must stand, one a user: user 0 has none, and so on."""
+
+
+def records() -> Interactions:
+    """Events of USERS users: those of CASES first, then random ones."""
+    drawn = random_events(seed=1, most=LENGTH + 4)
+    return interactions([*CASES.values(), *drawn[len(CASES) :]])
+
+
+def case_history(length: int | None = None) -> History:
+    """The histories of CASES."""
+    return history(list(CASES.values()), length)
+
+
+def case_batch(kind: Samples, seed: int = 0) -> Batch:
+    """CASES as training samples; a prefix target a user, window targets at every event."""
+    read = case_history()
+    users, slots = read.items.shape
+    places = slots if kind is Samples.window else 1
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randint(15, ITEMS + 1, (users, places), generator=generator)  # unlike any read
+    favor = torch.randint(0, 2, (users, places), generator=generator).float()
+    if kind is Samples.window:
+        target, favor = target * read.real, favor * read.real
+    return Batch(read, target, (1 - favor) * (target > 0), favor, generator)
+
+
+def one_target_each(kind: Samples, seed: int = 0) -> tuple[Batch, Interactions]:
+    """One sample a user, told apart by its history: the target is read after all of it.
+
+    Returns:
+        The batch, and records in which each user's target follows the history.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(USERS, ITEMS, generator=generator).argsort(1) + 1
+    past = [clicks(row[:3]) + favors(row[3:5]) for row in order.tolist()]
+    target = order[:, 5]
+    read = history(past)
+    places = read.items.shape[1] if kind is Samples.window else 1
+    targets = torch.zeros(USERS, places, dtype=torch.int64)
+    targets[:, -1] = target
+    favor = (targets > 0).float()
+    batch = Batch(read, targets, torch.zeros_like(favor), favor, generator)
+    followed = [
+        [*events, *favors([item])] for events, item in zip(past, target.tolist(), strict=True)
+    ]
+    return batch, interactions(followed)

@@ -183,7 +183,7 @@ def bounds(values: Mapping[str, Decimal], unit: Mapping[str, Decimal]) -> tuple[
         """A bound between linear forms of the row's numbers."""
 
         def total(form: dict[Metric, float]) -> float:
-            return sum(weight * float(values[str(cell)]) for cell, weight in form.items())
+            return math.fsum(weight * float(values[str(cell)]) for cell, weight in form.items())
 
         def slack(form: dict[Metric, float]) -> float:
             cells = value.keys() | form.keys()
@@ -191,7 +191,7 @@ def bounds(values: Mapping[str, Decimal], unit: Mapping[str, Decimal]) -> tuple[
                 abs(value.get(cell, 0.0) - form.get(cell, 0.0)) * float(unit[str(cell)]) / 2
                 for cell in cells
             )
-            return sum(half) + SLACK
+            return math.fsum(half) + SLACK
 
         cells = sorted(value.keys() | low.keys() | (high or {}).keys())
         terms = sorted(value.items(), key=lambda term: -term[1])
@@ -320,5 +320,5 @@ class Sizes:
     @property
     def adds_up(self) -> bool:
         """The two agree within the rounding of the averages."""
-        half = sum(10.0 ** -decimals(average) / 2 for average in (self.avg_clicks, self.avg_favors))
+        half = math.fsum(10.0 ** -decimals(average) / 2 for average in (self.avg_clicks, self.avg_favors))
         return abs(float(self.summed) - self.divided) <= half + SLACK

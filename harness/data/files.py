@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def whole_folder(root: Path, name: str, *, replace: bool) -> Iterator[Path]:
     """
     check_name(name)
     scratch = None
+    new = not root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
@@ -62,6 +63,9 @@ def whole_folder(root: Path, name: str, *, replace: bool) -> Iterator[Path]:
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+        if new:
+            with suppress(OSError):
+                root.rmdir()  # only when the block failed: an empty folder is not left behind
 
 
 def _put(scratch: Path, target: Path, *, replace: bool) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from harness.data import candidates
@@ -110,10 +111,9 @@ def prepare(raw: Raw, root: Path, name: str, *, replace: bool = True) -> dict[st
     test, val = (
         candidates.draw(raw.seed, kind, events.numbers, touched, items) for kind in candidates.KINDS
     )
-    vectors = {
-        mode: _vector_rows(mode, vector, kept_items, len(raw.item_ids))
-        for mode, vector in (("image", raw.image), ("text", raw.text))
-    }
+    modes = {"image": raw.image, "text": raw.text}
+    for mode, rows in modes.items():
+        _check_vectors(mode, rows, len(raw.item_ids))
     fields = {key: _codes(values, kept_items) for key, values in raw.fields.items()}
     with whole_folder(root, name, replace=replace) as folder:
         arrays = {
@@ -129,10 +129,11 @@ def prepare(raw: Raw, root: Path, name: str, *, replace: bool = True) -> dict[st
         }
         for key, codes in fields.items():
             arrays[f"field_{key}"] = codes
-        for mode, (rows, present) in vectors.items():
-            arrays[mode], arrays[f"{mode}_present"] = rows, present
         for key, array in arrays.items():
             write_array(folder / f"{key}.npy", array)
+        vectors = {
+            mode: _write_vectors(folder, mode, rows, kept_items) for mode, rows in modes.items()
+        }
         _write_names(folder, raw, events, kept_items)
         files = describe_files(folder)
         own = {key: entry["sha256"] for key, entry in files.items()
@@ -150,10 +151,7 @@ def prepare(raw: Raw, root: Path, name: str, *, replace: bool = True) -> dict[st
                 "negatives": candidates.NEGATIVES,
             },
             "seed": raw.seed,
-            "vectors": {
-                mode: {"width": rows.shape[1], "present": int(present.sum())}
-                for mode, (rows, present) in vectors.items()
-            },
+            "vectors": vectors,
             "fields": {key: int(codes.max()) for key, codes in fields.items()},
             **raw.facts,
             "files": files,
@@ -165,31 +163,53 @@ def prepare(raw: Raw, root: Path, name: str, *, replace: bool = True) -> dict[st
     return manifest
 
 
-def _vector_rows(
-    mode: str, vectors: Float[ndarray, "item width"] | None, kept: Int[ndarray, " item"], items: int
-) -> tuple[Float[ndarray, "item_row width"], Bool[ndarray, " item_row"]]:
-    """Vectors of the kept items as float32 with a row of padding, and which of them are there.
+def _write_vectors(
+    folder: Path,
+    mode: str,
+    vectors: Float[ndarray, "item width"] | None,
+    kept: Int[ndarray, " item"],
+) -> dict[str, int]:
+    """Write the kept items' vectors as float32 below a row of padding, and which of them are there.
 
-    A set without vectors gets width 1 and none present. All-zero rows are missing.
+    A set without vectors gets width 1 and none present. All-zero rows are missing. Never more than
+    some rows in memory.
+
+    Raises:
+        InputError: a vector holds NaN or infinity.
     """
-    if vectors is None:
-        return np.zeros((len(kept) + 1, 1), np.float32), np.zeros(len(kept) + 1, dtype=bool)
-    if vectors.ndim != 2 or len(vectors) != items:
+    width = 1 if vectors is None else vectors.shape[1]
+    present = np.zeros(len(kept) + 1, dtype=bool)
+    header = {"descr": "<f4", "fortran_order": False, "shape": (len(kept) + 1, width)}
+    with (folder / f"{mode}.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        np.zeros(width, "<f4").tofile(file)
+        for start in range(0, len(kept), ROWS_AT_ONCE):
+            part = kept[start : start + ROWS_AT_ONCE]
+            rows = np.zeros((len(part), width), "<f4")
+            if vectors is not None:
+                with np.errstate(over="ignore"):
+                    rows[:] = vectors[part]
+            bad = ~np.isfinite(rows).all(axis=1)
+            if bad.any():
+                raise InputError(
+                    f"{mode} vectors hold NaN or infinity in row {part[np.argmax(bad)]} (rows count "
+                    "from 0); mark a missing vector by an all-zero row"
+                )
+            present[start + 1 : start + 1 + len(part)] = rows.any(axis=1)
+            rows.tofile(file)
+        file.flush()
+        os.fsync(file.fileno())
+    write_array(folder / f"{mode}_present.npy", present)
+    return {"width": width, "present": int(present.sum())}
+
+
+def _check_vectors(mode: str, vectors: ndarray | None, items: int) -> None:
+    """InputError unless there is one vector an item."""
+    if vectors is not None and (vectors.ndim != 2 or len(vectors) != items):
         raise InputError(
             f"{mode} vectors have shape {list(vectors.shape)}, but there are {items} items; "
             "give one row an item, in the order of the items file"
         )
-    rows = np.zeros((len(kept) + 1, vectors.shape[1]), np.float32)
-    for start in range(0, len(kept), ROWS_AT_ONCE):
-        part = kept[start : start + ROWS_AT_ONCE]
-        rows[start + 1 : start + 1 + len(part)] = vectors[part]
-        bad = ~np.isfinite(rows[start + 1 : start + 1 + len(part)]).all(1)
-        if bad.any():
-            raise InputError(
-                f"{mode} vectors hold NaN or infinity in row {part[np.argmax(bad)]} "
-                "(rows count from 0); mark a missing vector by an all-zero row"
-            )
-    return rows, np.asarray(rows.any(axis=1))
 
 
 def _codes(values: list[str], kept: Int[ndarray, " item"]) -> Int[ndarray, " item_row"]:

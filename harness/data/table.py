@@ -249,7 +249,8 @@ def timestamps(
     elif column.dtype.kind in "iu" and column.notna().all():
         return column.to_numpy().astype(np.int64)
     else:
-        values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        numbers = pd.to_numeric(column, errors="coerce")
+        values = numbers.to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
         texts = np.isnan(values) & column.notna().to_numpy()
         if texts.any():
             dates = pd.to_datetime(column[texts], errors="coerce", format="ISO8601", utc=True)

@@ -94,4 +94,4 @@ def degenerate(
     The bracket is the mean at the optimistic end minus the mean at the pessimistic end.
     """
     optimistic, pessimistic = METRICS["HR@10"].ends(above, tied)
-    return bool(optimistic.mean() - pessimistic.mean() > width)
+    return bool((optimistic - pessimistic).mean() > width)

@@ -77,7 +77,7 @@ def _power(columns: Sequence[Column]) -> list[str]:
     said = []
     for power in Power:
         having = [column for column in columns if column.power is power and column.methods]
-        where = "" if len(having) == len(columns) else f" ({columns_in_words(having)})"
+        where = "" if len(having) == len(columns) else f" in {columns_in_words(having)}"
         if not having or power is Power.FULL:
             continue
         if power is Power.ONE:
@@ -276,12 +276,12 @@ def _versions(found: Gathered) -> list[str]:
     else:
         each = "; ".join(f"{text} ({count} runs)" for text, count in releases.items())
         made = f"Runs were made with different library releases: {each}."
+    codes = {
+        label: runs.records[0].fingerprints.code
+        for (label, _), runs in found.runs.items()
+        if runs.method.group is not Group.reference
+    }
     code = ", ".join(
-        f"{row.label} {codes[row.label]}"
-        for codes in [
-            {label: runs.records[0].fingerprints.code for (label, _), runs in found.runs.items()}
-        ]
-        for row in found.rows
-        if row.label in codes
+        f"{row.label} {codes[row.label][:8]}" for row in found.rows if row.label in codes
     )
     return [f"{made} Code fingerprints: {code}."]

@@ -28,7 +28,8 @@ def escape(text: str) -> str:
 
 
 def latex(document: Document, label: str) -> str:
-    """The document as floats to be input into a paper; `label` is the first float's `tab:` label.
+    """The document as floats to be input into a paper; `label` is the first float's
+    label, the next ones are numbered.
 
     The appendix, longer than a page, is left to the other formats.
     """
@@ -52,7 +53,7 @@ def _float(grid: Grid, document: Document, label: str) -> list[str]:
     return [
         r"\begin{table*}[t]",
         r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-        rf"\caption{{{escape(caption)}}}\label{{tab:{label}}}",
+        rf"\caption{{{escape(caption)}}}\label{{{label}}}",
         rf"\begin{{tabular}}{{l*{{{columns}}}{{l}}}}",
         r"\toprule",
         *_header(grid),

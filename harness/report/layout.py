@@ -206,6 +206,15 @@ def headline(table: Table) -> list[str]:
         said.append(f"{CHAMPION} has no runs beside other methods here: nothing is said of it.")
     else:
         said.append(_verdict(champion, columns, len(table.columns)))
+        absent = {
+            row.label for row in table.rows if any(cell.mean is None for cell in row.cells)
+        } | set(table.left_out)
+        if absent:
+            count = len(table.rows) + len(table.left_out)
+            said.append(
+                f"This holds among the methods with runs: {len(absent)} of the paper's {count} rows "
+                "have none in some or all columns."
+            )
     above: dict[str, list[Column]] = {}
     for column in table.columns:
         best = max((c.mean for row in table.rows if (c := _cell(row, column)).mean is not None),

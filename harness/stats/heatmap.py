@@ -53,9 +53,9 @@ def heatmap(cells: Sequence[Moments]) -> Plateau:
     Raises ValueError for fewer than two cells, one run a cell, or unequal runs or users.
     """
     runs, users, count = cells[0].runs, cells[0].users, len(cells)
-    if runs < 2 or any((cell.runs, cell.users) != (runs, users) for cell in cells):
+    if count < 2 or runs < 2 or any((cell.runs, cell.users) != (runs, users) for cell in cells):
         raise ValueError(
-            "the cells of a heatmap have two runs or more, all the same runs and users"
+            "a heatmap has two cells or more, of two runs or more, all the same runs and users"
         )
     means = np.array([cell.mean for cell in cells])
     v = float(np.mean([cell.v for cell in cells]))

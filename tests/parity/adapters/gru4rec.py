@@ -130,8 +130,8 @@ def run(pair: Pair, mode: str, model: GRU4Rec, loss: str) -> None:
                 model.output_table[extra[step]], model.output_bias[extra[step]],
             )
         )  # fmt: skip
-        costs = model.costs(states[-1], zero, lane, columns, extra[step])
-        losses.append(costs.sum() / pair.sidecar["config"]["batch"])
+        weights = torch.full((lanes,), 1 / pair.sidecar["config"]["batch"])
+        losses.append(model.cost(states[-1], zero, lane, weights, columns, extra[step]))
     pair.compare(f"{mode}.hidden", torch.stack(hidden))
     pair.compare(f"{mode}.scores", torch.stack(scores))
     pair.compare(f"{mode}.loss.{loss}", torch.stack(losses))
