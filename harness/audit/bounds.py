@@ -29,8 +29,8 @@ TOLERANCE = 1e-6
 """Units above ROUNDING that are forgiven to the solver."""
 SLACK = 1e-9
 """Absolute excess over a bound that is forgiven to floating point."""
-SMALLEST_UNIT = Decimal("1e-9")
-"""Longer numbers (computed, not printed) are judged to nine decimals."""
+SMALLEST_UNIT = Decimal("1e-6")
+"""Longer numbers (computed, not printed) are judged to six decimals, which the solver can resolve."""
 
 
 @dataclass(frozen=True, order=True)
@@ -266,7 +266,6 @@ def smallest_repair(
         A_eq=np.r_[np.ones(ranks), 0.0][None],
         b_eq=[1 / smallest],
         method="highs",
-        options={"primal_feasibility_tolerance": 1e-9, "dual_feasibility_tolerance": 1e-9},
     )
     if (
         result.status != 0 or result.fun is None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from types import TracebackType
-from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live as Screen
@@ -60,7 +59,7 @@ class Display:
         self.ended = threading.Event()
         self.screen: Screen | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Display:  # noqa: PYI034 - beartype cannot check Self
         """Begin to show."""
         self.started = time.time()
         if self.console.is_terminal and self.total:

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, cast
-
-if TYPE_CHECKING:
-    from harness.config import Cell
-    from harness.execution.plan import Plan
-    from harness.experiments.common import Request
+from types import ModuleType
 
 
-class Artefact(Protocol):
-    """What a module of this package offers."""
+def artefact(target: str) -> ModuleType:
+    """The module of a target, `harness/experiments/TARGET.py`. It offers two functions.
 
-    def cells(self, request: Request) -> Sequence[Cell]:
-        """The runs that it needs."""
-
-    def publish(self, request: Request, planned: Plan, failed: dict[str, str]) -> str:
-        """Write the artefact's files from stored records; returns what to print."""
-
-
-def artefact(target: str) -> Artefact:
-    """The module of a target (`harness/experiments/TARGET.py`)."""
-    return cast("Artefact", importlib.import_module(f"harness.experiments.{target}"))
+    `cells(request) -> Sequence[Cell]`: the runs that it needs.
+    `publish(request, planned, failed) -> str`: write its files from stored records; what to print.
+    """
+    return importlib.import_module(f"harness.experiments.{target}")
