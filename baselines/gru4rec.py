@@ -699,7 +699,7 @@ class GRU4Rec(DotProduct):
         bias = self.output_bias[columns] + self.criterion.correction(self.log_counts[columns])
         extra_bias = self.output_bias[extra]
         extra_bias = extra_bias + self.criterion.correction(alpha * self.log_counts[extra])
-        total: Tensor = _BlockwiseCost.apply(
+        total: Tensor = _BlockwiseCost.apply(  # type: ignore[no-untyped-call]
             self.criterion,
             (step, lane, weights.to(state.dtype)),
             state,

@@ -130,7 +130,7 @@ def run(pair: Pair, mode: str, model: GRU4Rec, loss: str) -> None:
                 model.output_table[extra[step]], model.output_bias[extra[step]],
             )
         )  # fmt: skip
-        weights = torch.full((lanes,), 1 / pair.sidecar["config"]["batch"])
+        weights = torch.full((lanes,), 1 / pair.sidecar["config"]["batch"], dtype=torch.float64)
         losses.append(model.cost(states[-1], zero, lane, weights, columns, extra[step]))
     pair.compare(f"{mode}.hidden", torch.stack(hidden))
     pair.compare(f"{mode}.scores", torch.stack(scores))
