@@ -1,0 +1,425 @@
+"""What every method of the zoo must do, whatever it is: its tests are inherited."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.config import ProtocolConfig
+from harness.data.batches import EvaluationHistories
+from harness.data.dataset import Split, Targets
+from harness.seeding import stream, torch_stream
+from harness.zoo import METHODS, REFERENCES, Method
+from models.interface import Batch, Behaviour, History, Interactions, Losses, Recommender, Samples
+from tests import worlds
+from tests.worlds import CASES, ITEMS, LENGTH, NEITHER, USERS, Event
+
+NO_GRADIENT: dict[tuple[str, str], str] = {}
+"""(method, parameter): why the method's card leaves it without a gradient."""
+
+READS_ALL_PLACES: dict[str, str] = {
+    "mbstr": "a Cloze: masked places are read from both sides of the window, as its card says",
+}
+"""Window methods whose training may read later events than a target's place: why."""
+
+every_method = pytest.mark.parametrize("method", METHODS + REFERENCES, ids=lambda row: row.key)
+every_trained_method = pytest.mark.parametrize("method", METHODS, ids=lambda row: row.key)
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+def build(method: Method, train: Interactions, seed: int = 0, **settings: float) -> Recommender:
+    """A narrow model of the small world, prepared."""
+    model_class, config_class = method.load()
+    torch.manual_seed(seed)
+    model = model_class(config_class(hidden=16, **settings), worlds.catalogue())  # type: ignore[arg-type]
+    model.prepare(train)
+    return model
+
+
+def total(losses: Losses) -> Tensor:
+    return torch.stack(list(losses.values())).sum()
+
+
+def steps(model: Recommender, batches: Callable[[int], list[Batch]], epochs: int) -> float:
+    """Train on these batches; the last total loss."""
+    optimiser = model.optimiser()
+    model.train()
+    loss = torch.zeros(())
+    for epoch in range(epochs):
+        model.begin_epoch(epoch, torch_stream(epoch, "begin"))
+        for batch in batches(epoch):
+            loss = total(model.loss(batch))
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+    return float(loss.detach())
+
+
+def fitted(method: Method, seed: int = 0, train: Interactions | None = None) -> Recommender:
+    """Three epochs on the small world's records; in evaluation mode."""
+    train = worlds.records() if train is None else train
+    model = build(method, train, seed, learning_rate=0.01)
+    if model.trained:
+        steps(model, lambda epoch: worlds.batches(train, model.samples, 16, seed=epoch), epochs=3)
+    return model.eval()
+
+
+@cache
+def shared(method: Method) -> Recommender:
+    """A fitted model that no test may change."""
+    return fitted(method)
+
+
+@torch.no_grad()
+def scores(model: Recommender, history: History) -> Tensor:
+    """Scores of items 1 to ITEMS."""
+    return model.score_all(model.encode(history))[:, 1:]
+
+
+@torch.no_grad()
+def candidate_scores(model: Recommender, history: History, items: Tensor) -> Tensor:
+    return model.score(model.encode(history), items)
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def row(history: History, number: int) -> History:
+    """One user of a history, without the padding that the others need."""
+    real = max(1, int(history.real[number].sum()))
+    return History(
+        history.user[number : number + 1],
+        history.items[number : number + 1, -real:],
+        history.behaviours[number : number + 1, -real:],
+    )
+
+
+def some_items(users: int) -> Tensor:
+    draws = stream(3, "candidates")
+    return torch.from_numpy(
+        draws.permuted(torch.arange(1, ITEMS + 1).repeat(users, 1).numpy(), axis=1)
+    )
+
+
+@every_method
+class TestScores:
+    def test_they_are_numbers_of_the_right_shape(self, method: Method) -> None:
+        model, history = shared(method), worlds.case_history()
+        found = scores(model, history)
+        assert found.shape == (len(CASES), ITEMS)
+        assert found.is_floating_point()
+        assert torch.isfinite(found).all()
+        assert candidate_scores(model, history, some_items(len(CASES))[:, :3]).shape == (
+            len(CASES),
+            3,
+        )
+
+    def test_they_differ_between_items_and_between_users(self, method: Method) -> None:
+        if method.key == "random":
+            pytest.skip("Random is constant by definition")
+        found = scores(shared(method), worlds.case_history())
+        assert (found.std(1) > 0).all()
+        assert method.key == "mostpopular" or (found[-1] - found[-2]).abs().max() > 0
+
+    def test_they_follow_their_candidates(self, method: Method) -> None:
+        model, history = shared(method), worlds.case_history()
+        in_order = torch.arange(1, ITEMS + 1).repeat(len(CASES), 1)
+        mixed = some_items(len(CASES))
+        expected = candidate_scores(model, history, in_order).gather(1, mixed - 1)
+        close(candidate_scores(model, history, mixed), expected)
+
+    def test_other_candidates_do_not_matter(self, method: Method) -> None:
+        model, history, items = shared(method), worlds.case_history(), some_items(len(CASES))
+        few = candidate_scores(model, history, items[:, :4])
+        close(few, candidate_scores(model, history, items)[:, :4])
+
+    def test_some_and_all_agree(self, method: Method) -> None:
+        model, history, items = shared(method), worlds.case_history(), some_items(len(CASES))
+        everything = scores(model, history)
+        close(candidate_scores(model, history, items), everything.gather(1, items - 1))
+
+    def test_encoding_again_gives_the_same_and_draws_nothing(self, method: Method) -> None:
+        model, history = shared(method), worlds.case_history()
+        before = torch.get_rng_state()
+        first = scores(model, history)
+        assert torch.equal(first, scores(model, history))
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_encoding_leaves_the_history_as_it_was(self, method: Method) -> None:
+        history = worlds.case_history()
+        scores(shared(method), history)
+        assert torch.equal(history.items, worlds.case_history().items)
+        assert torch.equal(history.behaviours, worlds.case_history().behaviours)
+
+    @pytest.mark.parametrize("size", [1, 3])
+    def test_the_batch_size_does_not_matter(self, method: Method, size: int) -> None:
+        model, history = shared(method), worlds.case_history()
+        parts = [
+            History(user, items, behaviours)
+            for user, items, behaviours in zip(
+                history.user.split(size),
+                history.items.split(size),
+                history.behaviours.split(size),
+                strict=True,
+            )
+        ]
+        close(torch.cat([scores(model, part) for part in parts]), scores(model, history))
+
+    def test_the_order_of_users_does_not_matter(self, method: Method) -> None:
+        model, history = shared(method), worlds.case_history()
+        turned = History(history.user.flip(0), history.items.flip(0), history.behaviours.flip(0))
+        close(scores(model, turned).flip(0), scores(model, history))
+
+
+@every_method
+class TestHistories:
+    def test_more_padding_changes_nothing(self, method: Method) -> None:
+        model = shared(method)
+        rows = [events[-4:] for events in CASES.values()]
+        short = worlds.history(rows)
+        expected = scores(model, short)
+        for length in range(5, LENGTH + 1):
+            close(scores(model, short.padded(length)), expected)
+
+    @every_case
+    def test_a_user_alone_scores_as_in_company(self, method: Method, case: str) -> None:
+        """The padding of a row stands on the left, and nothing else tells where events begin."""
+        model, history, number = shared(method), worlds.case_history(), list(CASES).index(case)
+        alone = scores(model, row(history, number))
+        assert torch.isfinite(alone).all()
+        close(alone.squeeze(0), scores(model, history)[number])
+
+    def test_only_padding_is_legal(self, method: Method) -> None:
+        model = shared(method)
+        nobody = worlds.history([[], []], user=[3, 5])
+        found = scores(model, nobody)
+        assert torch.isfinite(found).all()
+        close(scores(model, nobody.padded(LENGTH)), found)
+
+    def test_behaviours_at_padding_are_never_read(self, method: Method) -> None:
+        model, history = shared(method), worlds.case_history(LENGTH)
+        for garbage in Behaviour:
+            behaviours = torch.where(history.real, history.behaviours, int(garbage))
+            found = scores(model, replace(history, behaviours=behaviours))
+            close(found, scores(model, history))
+
+    def test_the_longest_history_is_legal(self, method: Method) -> None:
+        model = shared(method)
+        full = worlds.history([worlds.clicks(list(range(1, LENGTH + 1)))] * 2)
+        assert torch.isfinite(scores(model, full)).all()
+
+
+PAST = worlds.random_events(seed=5, most=9)
+"""What each user did before the test target."""
+
+
+def split_with_future(futures: list[list[Event]]) -> Split:
+    """Train on PAST, test the first event of each user's future, which is followed by the rest."""
+    events = worlds.interactions(
+        [[*past, *future] for past, future in zip(PAST, futures, strict=True)]
+    )
+    position = events.offsets[:-1] + torch.tensor([len(past) for past in PAST])
+    targets = Targets(
+        user=torch.arange(USERS),
+        item=events.item[position],
+        position=position,
+        left_out=torch.stack([events.item[position], torch.zeros(USERS, dtype=torch.int64)], 1),
+        candidates=torch.zeros(USERS, 99, dtype=torch.int64),
+    )
+    return replace(worlds.split(worlds.interactions(PAST), events), test=targets)
+
+
+def untouched(draws_name: str) -> list[list[Event]]:
+    """A future a user, of items that are not in the user's past."""
+    draws = stream(8, draws_name)
+    futures = []
+    for past in PAST:
+        new = sorted(set(range(1, ITEMS + 1)) - {item for item, _ in past})
+        items = [int(item) for item in draws.choice(new, int(draws.integers(1, 5)))]
+        futures.append(worlds.favors(items[:1]) + worlds.clicks(items[1:]))
+    return futures
+
+
+@every_method
+def test_a_changed_future_changes_nothing(method: Method) -> None:
+    """The whole way of the harness: records, training, histories, scores."""
+    found = []
+    for name in ("one future", "another"):
+        split = split_with_future(untouched(name))
+        model = fitted(method, train=split.train)
+        histories = EvaluationHistories(split, split.test, ProtocolConfig(max_history=LENGTH))
+        rows, history = next(histories.batches(USERS))
+        found.append(scores(model, history)[rows.argsort()])
+    assert torch.equal(*found)
+
+
+@every_trained_method
+def test_a_window_reads_a_target_from_what_stands_before_it(method: Method) -> None:
+    """Only one place has a target: events after it change no loss."""
+    model = shared(method)
+    if model.samples is not Samples.window or method.key in READS_ALL_PLACES:
+        pytest.skip(READS_ALL_PLACES.get(method.key, "trained on prefixes: nothing stands after"))
+    items = list(range(1, LENGTH + 1))
+    for place in range(LENGTH - 1):
+        losses = []
+        for later in (items[place + 1 :], [9] * (LENGTH - 1 - place)):
+            history = worlds.history([worlds.clicks(items[: place + 1] + later)], user=[2])
+            targets = torch.zeros_like(history.items)
+            targets[:, place] = 20
+            batch = Batch(
+                history,
+                targets,
+                torch.zeros(targets.shape),
+                (targets > 0).float(),
+                torch_stream(0, "draws"),
+            )
+            losses.append(total(model.loss(batch)).detach())
+        close(losses[0], losses[1])
+
+
+@every_trained_method
+class TestTraining:
+    def test_losses_are_named_finite_scalars(self, method: Method) -> None:
+        model = build(method, worlds.records())
+        model.begin_epoch(0, torch_stream(0, "begin"))
+        for batch in [
+            worlds.case_batch(model.samples),
+            *worlds.batches(worlds.records(), model.samples),
+        ]:
+            losses = model.loss(batch)
+            assert losses
+            for name, term in losses.items():
+                assert isinstance(name, str)
+                assert term.shape == ()
+                assert torch.isfinite(term), name
+
+    def test_empty_and_odd_histories_give_no_nan_gradient(self, method: Method) -> None:
+        model = fitted(method).train()
+        for seed in range(3):
+            total(model.loss(worlds.case_batch(model.samples, seed))).backward()  # type: ignore[no-untyped-call]
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
+
+    def test_every_parameter_gets_a_gradient(self, method: Method) -> None:
+        model = fitted(method).train()
+        model.zero_grad()
+        train = worlds.records()
+        for epoch in range(4):
+            for batch in worlds.batches(train, model.samples, 16, seed=epoch):
+                total(model.loss(batch)).backward()  # type: ignore[no-untyped-call]
+            total(model.loss(worlds.case_batch(model.samples, epoch))).backward()  # type: ignore[no-untyped-call]
+        without = {
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any())
+        }
+        assert without == {name for key, name in NO_GRADIENT if key == method.key}
+
+    def test_one_batch_can_be_learned(self, method: Method) -> None:
+        """Each user's target comes to stand above all items that the user never touched."""
+        model_class, config_class = method.load()
+        batch, train = worlds.one_target_each(model_class.samples)
+        no_dropout = {field.name: 0.0 for field in fields(config_class) if "dropout" in field.name}
+        model = build(method, train, learning_rate=0.01, **no_dropout)
+        touched = torch.zeros(USERS, ITEMS, dtype=torch.bool)
+        touched[train.user, train.item - 1] = True
+        target = batch.targets[:, -1:] - 1
+
+        def first() -> float:
+            found = scores(model.eval(), batch.history)
+            others = found.masked_fill(touched, -torch.inf).amax(1, keepdim=True)
+            return float((found.gather(1, target) > others).double().mean())
+
+        assert first() < 0.5
+        start = steps(model, lambda _: [batch], epochs=1)
+        share, end = 0.0, start
+        for _ in range(10):
+            end = steps(model, lambda _: [batch], epochs=30)
+            share = first()
+            if share >= 0.9:
+                break
+        assert share >= 0.9
+        assert end < start
+
+    def test_saved_and_loaded_it_scores_the_same(self, method: Method) -> None:
+        model, history = shared(method), worlds.case_history()
+        file = io.BytesIO()
+        torch.save(model.state_dict(), file)
+        file.seek(0)
+        other = build(method, worlds.records(), seed=9).eval()
+        assert not torch.equal(scores(other, history), scores(model, history))
+        other.load_state_dict(torch.load(file, weights_only=True))
+        assert torch.equal(scores(other, history), scores(model, history))
+        other.prepare(worlds.records())
+        assert torch.equal(scores(other, history), scores(model, history))
+
+    def test_the_same_seed_gives_the_same_and_another_does_not(self, method: Method) -> None:
+        history = worlds.case_history()
+        first = scores(fitted(method, seed=4), history)
+        assert torch.equal(scores(fitted(method, seed=4), history), first)
+        assert not torch.equal(scores(fitted(method, seed=5), history), first)
+
+    def test_draws_of_a_pass_come_from_the_batch(self, method: Method) -> None:
+        """Dropout aside (evaluation mode): the same generator gives the same loss, bit for bit."""
+        model = shared(method)
+        before = torch.get_rng_state()
+        first, again = (
+            total(model.loss(worlds.case_batch(model.samples))).detach() for _ in range(2)
+        )
+        assert torch.equal(first, again)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_training_does_not_write_into_the_batch(self, method: Method) -> None:
+        model = fitted(method)
+        batch, fresh = worlds.case_batch(model.samples), worlds.case_batch(model.samples)
+        total(model.loss(batch)).backward()  # type: ignore[no-untyped-call]
+        for name in ("targets", "clicks", "favors"):
+            assert torch.equal(getattr(batch, name), getattr(fresh, name))
+        assert torch.equal(batch.history.items, fresh.history.items)
+
+
+@pytest.mark.parametrize("method", REFERENCES, ids=lambda row: row.key)
+def test_a_reference_row_prepares_the_same_after_loading(method: Method) -> None:
+    model, other = shared(method), build(method, worlds.interactions(PAST))
+    other.load_state_dict(model.state_dict())
+    other.prepare(worlds.records())
+    assert not list(model.parameters())
+    assert torch.equal(scores(other, worlds.case_history()), scores(model, worlds.case_history()))
+
+
+class TestWorlds:
+    """The small world holds what the tests above are about."""
+
+    def test_cases(self) -> None:
+        history = worlds.case_history()
+        assert int(history.items.max()) <= ITEMS
+        assert history.items.shape[1] == LENGTH
+        catalogue = worlds.catalogue()
+        for present in (catalogue.image_present, catalogue.text_present):
+            assert not present[list(NEITHER)].any()
+            assert present.any()
+
+    @pytest.mark.parametrize("kind", Samples, ids=lambda kind: kind.name)
+    def test_batches_see_every_kind_of_user(self, kind: Samples) -> None:
+        batches = worlds.batches(worlds.records(), kind, 16)
+        users = torch.cat([batch.history.user for batch in batches])
+        assert len(users.unique()) >= USERS - 5
+        read = [batch.history for batch in batches]
+        assert any((~history.only(Behaviour.FAVOR).real.any(1)).any() for history in read)
+        assert any((~history.only(Behaviour.CLICK).real.any(1)).any() for history in read)
+
+
+def combinations() -> Iterator[str]:
+    yield from (method.key for method in METHODS + REFERENCES)
+
+
+def test_exemptions_name_methods_that_exist() -> None:
+    keys = set(combinations())
+    assert {key for key, _ in NO_GRADIENT} | READS_ALL_PLACES.keys() <= keys
