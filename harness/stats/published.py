@@ -34,7 +34,7 @@ class Band:
 
     def holds(self, value: float) -> bool:
         """Whether a published number lies in the band, its ends included."""
-        return self.low <= value <= self.high
+        return bool(self.low <= value <= self.high)
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def best_of_points(n: int, S: int, d: float, g: float) -> tuple[float, float]:
     ends.
     """
     q, q_weight = _q_nodes(d)
-    z = np.arange(-9.0, 10.0, 0.125)
+    z = np.arange(-7.0, 9.0, min(0.2, 0.5 / math.sqrt(S)))
     log_density = -(z**2) / 2 + (n - 1) * special.log_ndtr(z)
     z_weight = np.exp(log_density - log_density.max())
     z_weight /= z_weight.sum()
@@ -206,8 +206,8 @@ def best_of_points(n: int, S: int, d: float, g: float) -> tuple[float, float]:
 
 def _q_nodes(d: float) -> tuple[Float[ndarray, " q"], Float[ndarray, " q"]]:
     """Nodes and weights for the mean over q, q^2 = chi2(d)/d: density q^d exp(-d q^2 / 2) in log q."""
-    ends = 0.5 * np.log(stats.chi2.ppf([1e-10, 1 - 1e-13], d) / d)
-    step = min(0.1, 0.35 / math.sqrt(d))
+    ends = 0.5 * np.log(stats.chi2.ppf([1e-9, 1 - 1e-12], d) / d)
+    step = min(0.15, 0.5 / math.sqrt(d))
     log_q = np.arange(ends[0], ends[1] + step, step)
     weight = np.exp(d * log_q - d * np.exp(2 * log_q) / 2 + d / 2)
     return np.exp(log_q), weight / weight.sum()
