@@ -319,5 +319,7 @@ class Sizes:
     @property
     def adds_up(self) -> bool:
         """The two agree within the rounding of the averages."""
-        half = math.fsum(10.0 ** -decimals(average) / 2 for average in (self.avg_clicks, self.avg_favors))
+        half = math.fsum(
+            10.0 ** -decimals(average) / 2 for average in (self.avg_clicks, self.avg_favors)
+        )
         return abs(float(self.summed) - self.divided) <= half + SLACK

@@ -106,7 +106,7 @@ def number(text: str, *, decimal_comma: bool = False) -> Number | None:
     if found is None or re.search(r"[^\W_]", text[: found.start()]):
         return None
     rest = text[found.end() :]
-    if re.match(r"[A-Za-z]{2}|[.,]?\d|\s*[/|;:]?\s*\.?\d", rest):
+    if re.match(r"[A-Za-z]{2}|[.,]?\d|\s*[/|;:-]?\s*\.?\d", rest):
         return None  # a word, a date, or two numbers in one cell
     digits = found["digits"]
     thousands = re.match(r"[1-9]\d{0,2}(?:,\d{3})+(?!\d)", digits)

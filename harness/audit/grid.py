@@ -122,8 +122,8 @@ def _is_rule(line: list[str]) -> bool:
 
 
 def _transposed(grid: Grid) -> Grid:
-    """Columns as lines. Blank cells of the leading text columns repeat the one above."""
-    grid = [list(line) for line in grid]
+    """Columns as lines, titles left out; blanks of leading text columns repeat the cell above."""
+    grid = [list(line) for line in grid if any(line[1:]) and len(set(line)) > 1]
     for above, line in pairwise(grid):
         for column, text in enumerate(line):
             if cells.number(text) is not None or cells.metric_in(text):
