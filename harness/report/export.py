@@ -80,7 +80,7 @@ def _more(row: Row, cell: TableCell) -> dict[str, Any]:
     """What the CSV has beyond the JSON."""
     comparison, beside = cell.comparison, cell.beside
     effect = comparison.effect if comparison else None
-    ten = beside.best_of_10 if beside else None
+    five, ten = (beside.best_of_5, beside.best_of_10) if beside else (None, None)
     return {
         "place": cell.place,
         "effect_low": comparison.low if comparison else None,
@@ -96,10 +96,11 @@ def _more(row: Row, cell: TableCell) -> dict[str, Any]:
         "run_beats_run": effect.beats if effect else None,
         "band_low": beside.low if beside else None,
         "band_high": beside.high if beside else None,
+        "band_best_of_5_low": five[0] if five else None,
+        "band_best_of_5_high": five[1] if five else None,
         "band_best_of_10_low": ten[0] if ten else None,
         "band_best_of_10_high": ten[1] if ten else None,
         "gap": "; ".join((row.gaps or {}).get(cell.dataset, ())) or None,
-        "demo": None,
     }
 
 

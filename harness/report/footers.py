@@ -38,7 +38,6 @@ def notes(
     return (
         *(_data(data, found) for data in datasets),
         _protocol(found, overrides),
-        *_power(columns),
         _correction(columns),
         _budget(budgets, budget_name),
         *(_ties(data, found) for data in datasets),
@@ -72,7 +71,7 @@ def protocol_fingerprint(protocol: Mapping[str, object]) -> str:
     return digest(dict(protocol))[:SHORT]
 
 
-def _power(columns: Sequence[Column]) -> list[str]:
+def power_notes(columns: Sequence[Column]) -> list[str]:
     """What the number of runs allows, for each group of columns that share it."""
     said = []
     for power in Power:

@@ -28,10 +28,10 @@ def escape(text: str) -> str:
 
 
 def latex(document: Document, label: str) -> str:
-    """The document as floats to be input into a paper; `label` is the first float's
-    label, the next ones are numbered.
+    """The document as floats to be input into a paper.
 
-    The appendix, longer than a page, is left to the other formats.
+    `label` is the first float's label; the next ones are numbered. The appendix, longer than a
+    page, is left to the other formats.
     """
     lines = [*_comment(document.opening), HEAD.rstrip()]
     number = 0

@@ -19,6 +19,7 @@ from harness.report.content import (
     columns_in_words,
 )
 from harness.report.document import EMPTY, Band, Document, Entry, Grid, Line, Notes, Span, entry
+from harness.report.footers import power_notes
 from harness.stats import Power
 from harness.zoo import Group
 
@@ -85,7 +86,7 @@ def _main(table: Table) -> Grid:
     if table.references:
         lines.append(Line(Group.reference.value))
         lines += [_line(row, table, notes) for row in table.references]
-    below = [*headline(table), *_best_sets(table), MEANING]
+    below = [*headline(table), *power_notes(table.columns), *_best_sets(table), MEANING]
     below += [f"[{number}] {note}" for number, note in enumerate(notes, 1)]
     built = [f"{row.label}: {row.note}" for row in table.rows if row.reconstruction]
     if built:
@@ -277,13 +278,21 @@ def _against(table: Table) -> Grid:
         Line(row.label, tuple(_difference(cell.comparison) for cell in row.cells)) for row in rows
     ]
     below = [
-        (
-            f"{CHAMPION} minus the method of the row, ± half of the 95 % interval (new runs and new "
-            f"users), then Holm's p over the {table.comparisons} comparisons of the column. Bold: Holm's "
-            f"p < 0.05, in the direction of the sign. More in table.md and table.csv: p, p over users "
-            "alone, p over runs alone, relative and standardised differences."
-        )
+        f"{CHAMPION} minus the method of the row, ± half of the 95 % interval (new runs and new users)."
     ]
+    if table.comparisons:
+        below.append(
+            f"p: Holm's, over the {table.comparisons} comparisons of the column. Bold: below 0.05, in "
+            "the direction of the sign. More in table.md and table.csv: p, p over users alone, p over "
+            "runs alone, relative and standardised differences."
+        )
+    else:
+        below = [
+            (
+                f"{CHAMPION} minus the method of the row, ± half of the 95 % interval (these trained "
+                "models, new users). One run a method: no p."
+            )
+        ]
     return Grid(f"{CHAMPION} against each other method", "Method", _bands(table), tuple(lines),
                 tuple(below))  # fmt: skip
 
