@@ -5,7 +5,7 @@ Filled by `tables.build_table`; `layout.py` arranges it for readers, `export.py`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -153,8 +153,10 @@ class Table:
         return next(c for c in self.columns if (c.dataset, c.metric) == (dataset, metric))
 
 
-def columns_in_words(columns: Iterable[Column]) -> str:
-    """`demo_kuaishou HR@10, HR@20; deskdrop (all columns)`."""
+def columns_in_words(columns: Sequence[Column], total: int) -> str:
+    """`all 8 columns`, or `demo_kuaishou HR@10, HR@20; deskdrop (all columns)`, of a table of `total`."""
+    if len(columns) == total:
+        return f"all {total} columns"
     parts = []
     for dataset, members in groupby(columns, key=lambda column: column.dataset):
         metrics = [column.metric for column in members]

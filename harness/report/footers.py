@@ -76,7 +76,9 @@ def power_notes(columns: Sequence[Column]) -> list[str]:
     said = []
     for power in Power:
         having = [column for column in columns if column.power is power and column.methods]
-        where = "" if len(having) == len(columns) else f" in {columns_in_words(having)}"
+        where = (
+            "" if len(having) == len(columns) else f" in {columns_in_words(having, len(columns))}"
+        )
         if not having or power is Power.FULL:
             continue
         if power is Power.ONE:
@@ -111,7 +113,7 @@ def _correction(columns: Sequence[Column]) -> str:
             f"{len(columns)} columns, corrected by Holm within a column ({count} comparisons)."
         )
     each = "; ".join(
-        f"{count} in {columns_in_words(c for c in columns if c.comparisons == count)}"
+        f"{count} in {columns_in_words([c for c in columns if c.comparisons == count], len(columns))}"
         for count in sorted({column.comparisons for column in columns}, reverse=True)
     )
     return f"Comparisons of {CHAMPION}, corrected by Holm within a column: {each}."

@@ -167,13 +167,14 @@ def _mean(cell: TableCell) -> Entry:
 
 def _best_sets(table: Table) -> list[str]:
     """The methods that may be the best, by column."""
-    members: dict[tuple[str, str], list[Column]] = {}
+    members: dict[str, list[Column]] = {}
     for column in table.columns:
         if column.best_set is not None:
-            members.setdefault((column.dataset, _members(table, column)), []).append(column)
+            members.setdefault(_members(table, column), []).append(column)
     if not members:
         return []
-    each = "; ".join(f"{columns_in_words(group)}: {who}" for (_, who), group in members.items())
+    total = len(table.columns)
+    each = "; ".join(f"{columns_in_words(group, total)}: {who}" for who, group in members.items())
     meaning = "methods that may be the best; it holds the true best in 95 % of tables"
     return [f"Best set ({meaning}). {each}."]
 
@@ -206,15 +207,16 @@ def headline(table: Table) -> list[str]:
     if champion is None or not columns:
         said.append(f"{CHAMPION} has no runs beside other methods here: nothing is said of it.")
     else:
-        said.append(_verdict(champion, columns, len(table.columns)))
         absent = {
             row.label for row in table.rows if any(cell.mean is None for cell in row.cells)
         } | set(table.left_out)
+        among = " among the methods with runs" if absent else ""
+        said.append(_verdict(champion, columns, len(table.columns), among))
         if absent:
             count = len(table.rows) + len(table.left_out)
             said.append(
-                f"This holds among the methods with runs: {len(absent)} of the paper's {count} rows "
-                "have none in some or all columns."
+                f"{len(absent)} of the paper's {count} rows have no runs in some or all columns, so "
+                "nothing is said of them."
             )
     above: dict[str, list[Column]] = {}
     for column in table.columns:
@@ -224,12 +226,16 @@ def headline(table: Table) -> list[str]:
             if best is not None and (_cell(row, column).mean or 0.0) >= best:
                 above.setdefault(row.label, []).append(column)
     if above:
-        each = "; ".join(f"{label} in {columns_in_words(group)}" for label, group in above.items())
+        total = len(table.columns)
+        where: dict[str, list[str]] = {}
+        for label, group in above.items():
+            where.setdefault(columns_in_words(group, total), []).append(label)
+        each = "; ".join(f"{', '.join(labels)} in {words}" for words, labels in where.items())
         said.append(f"Reference rows at or above the best method: {each}.")
     return said
 
 
-def _verdict(champion: Row, columns: Sequence[Column], everything: int) -> str:
+def _verdict(champion: Row, columns: Sequence[Column], everything: int, among: str) -> str:
     """One sentence on the champion; it wins where it has the dagger, and nowhere else."""
 
     def those(**wanted: object) -> list[Column]:
@@ -248,21 +254,21 @@ def _verdict(champion: Row, columns: Sequence[Column], everything: int) -> str:
     won, lost = those(dagger=True), those(in_best_set=False)
     may = those(dagger=False, in_best_set=True)
     if len(won) == everything:
-        return f"{CHAMPION} wins: it beats every other method in all {everything} columns (†)."
+        return f"{CHAMPION} wins{among}: it beats every other one in all {everything} columns (†)."
     parts = [highest]
     if won:
-        parts.append(f"it beats every other method (†) in {columns_in_words(won)}")
+        parts.append(f"it beats every other method (†) in {columns_in_words(won, everything)}")
     if may:
         parts.append(
-            f"it may be the best, but does not beat every other, in {columns_in_words(may)}"
+            f"it may be the best, but does not beat every other, in {columns_in_words(may, everything)}"
         )
     if lost:
         leaders = " or ".join(dict.fromkeys(str(column.best) for column in lost))
         parts.append(
-            f"it is out of the best set in {columns_in_words(lost)}, where {leaders} leads"
+            f"it is out of the best set in {columns_in_words(lost, everything)}, where {leaders} leads"
         )
     if open_columns:
-        parts.append(f"too few runs to say in {columns_in_words(open_columns)}")
+        parts.append(f"too few runs to say in {columns_in_words(open_columns, everything)}")
     start = "does not win everywhere" if won else "does not win"
     return f"{CHAMPION} {start}: {'. '.join([parts[0], *map(_sentence, parts[1:])])}."
 
@@ -280,9 +286,10 @@ def _against(table: Table) -> Grid:
     below = [
         f"{CHAMPION} minus the method of the row, ± half of the 95 % interval (new runs and new users)."
     ]
-    if table.comparisons:
+    counts = sorted({column.comparisons for column in table.columns if column.comparisons})
+    if counts:
         below.append(
-            f"p: Holm's, over the {table.comparisons} comparisons of the column. Bold: below 0.05, in "
+            f"p: Holm's, over the {' or '.join(map(str, counts))} comparisons of the column. Bold: below 0.05, in "
             "the direction of the sign. More in table.md and table.csv: p, p over users alone, p over "
             "runs alone, relative and standardised differences."
         )
