@@ -105,6 +105,8 @@ def _among(
     key: Int[ndarray, "user draw"], ascending: Int[ndarray, " event"]
 ) -> Bool[ndarray, "user draw"]:
     """Which keys occur in an ascending list."""
+    if not len(ascending):
+        return np.zeros(key.shape, dtype=bool)
     place = np.searchsorted(ascending, key)
     return np.asarray(ascending[np.minimum(place, len(ascending) - 1)] == key)
 

@@ -100,7 +100,7 @@ class Dataset:
         if not (folder / MANIFEST).is_file():
             raise _no_such_set(Path(root), name)
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf8"))
+            manifest = dict(json.loads((folder / MANIFEST).read_text(encoding="utf8")))
             dataset = cls(folder, manifest)
             if manifest["format"] != FORMAT:
                 raise _damaged(
@@ -241,7 +241,7 @@ class Dataset:
         shape = (self.users, candidates.NEGATIVES)
         if path.is_file():
             try:
-                with np.load(path, allow_pickle=False) as stored:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                     test, val = stored["test"], stored["val"]
                 if test.shape == val.shape == shape:
                     return test, val

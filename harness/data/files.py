@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -73,8 +74,8 @@ def _put(scratch: Path, target: Path, *, replace: bool) -> None:
     while True:
         try:
             scratch.rename(target)
-        except OSError:
-            if not target.is_dir():
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         else:
             _sync(target.parent)
