@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
         description="Judge published HR@K and NDCG@K by arithmetic alone: can any ranking have them?",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     words.add_argument(
         "table", nargs="?", metavar="TABLE", help="a file (default: the paper's own)"

@@ -16,7 +16,7 @@ from enum import Enum
 from itertools import pairwise
 
 from harness.audit import cells
-from harness.audit.bounds import Row
+from harness.audit.bounds import Metric, Row
 from harness.audit.cells import Heading, Number
 from harness.audit.published import split_year
 
@@ -306,13 +306,20 @@ class _Reader:
         return rows
 
     def distinct(self, header: _Header) -> dict[int, Heading]:
-        """Columns by data set; where a header names one twice, the second opens a new data set."""
-        seen: Counter[tuple[str, str]] = Counter()
+        """Columns by data set: a name holds until the next one.
+
+        Where a header has a metric twice, the second opens a new data set.
+        """
+        seen: Counter[tuple[str, Metric]] = Counter()
         columns = {}
+        last = ""
         for column, heading in header.columns.items():
-            key = (heading.rest, str(heading.metric))
-            seen[key] += 1
-            rest = f"{heading.rest} ({seen[key]})".strip() if seen[key] > 1 else heading.rest
+            metric = heading.metric
+            rest = heading.rest or ("" if seen[last, metric] else last)
+            seen[rest, metric] += 1
+            last = rest
+            again = seen[rest, metric]
+            rest = f"{rest} ({again})".strip() if again > 1 else rest
             columns[column] = replace(heading, rest=rest)
         return columns
 

@@ -87,7 +87,7 @@ def _title(table: Table, verdicts: Sequence[Verdict]) -> str:
     scale = 100 if table.percent else 1
     printed = " or ".join(f"{unit * scale:f}".rstrip("0").rstrip(".") for unit in units)
     percent = ", printed in percent and shown as fractions" if table.percent else ""
-    return f"{table.name} ({len(verdicts)} rows; unit of the last digit {printed}{percent})"
+    return f"{table.name} ({_counted(len(verdicts))}; unit of the last digit {printed}{percent})"
 
 
 def _rows(verdicts: Sequence[Verdict]) -> str:
@@ -192,6 +192,8 @@ def findings(audit: Audit) -> Iterator[str]:
             f"a favor: {size.avg_clicks} + {size.avg_favors} = {size.summed} a user, but "
             f"{size.interactions:,} / {size.users:,} = {size.divided:.2f}."
         )
+    if audit.document.sizes and not audit.wrong_sums:
+        yield "Table 1: all sums add up."
     for table in audit.document.tables:
         if table.percent:
             yield f"{table.name}: numbers above 1 or with %, so all were read as percent (--scale)."
@@ -208,15 +210,17 @@ def _count(table: Table, verdicts: Sequence[Verdict]) -> str:
     """How many rows of a table are impossible, and by how much; which are not."""
     repairs = sorted(verdict.repair for verdict in verdicts if verdict.impossible)
     if not repairs:
-        return f"{table.name}: all {len(verdicts)} rows are possible."
+        every = f"all {len(verdicts)} rows are" if len(verdicts) > 1 else "the row is"
+        return f"{table.name}: {every} possible."
+    size = f"{repairs[0]:.1f} units of the last digit"
+    if len(repairs) > 1:
+        size = (
+            f"{repairs[0]:.1f} to {repairs[-1]:.1f} units of the last digit, "
+            f"median {statistics.median(repairs):.1f}"
+        )
     text = (
-        f"{table.name}: {len(repairs)} of {len(verdicts)} rows are impossible: no ranking has these "
-        f"numbers, rounded. Smallest repair {repairs[0]:.1f} to {repairs[-1]:.1f} units of the last "
-        f"digit, median {statistics.median(repairs):.1f} (rounding explains 0.5)."
-        if len(repairs) > 1
-        else f"{table.name}: {len(repairs)} of {len(verdicts)} rows is impossible: no ranking has "
-        f"these numbers, rounded. Smallest repair {repairs[0]:.2f} units of the last digit "
-        f"(rounding explains 0.5)."
+        f"{table.name}: {len(repairs)} of {_counted(len(verdicts))} {_are(len(repairs))} impossible: "
+        f"no ranking has these numbers, rounded. Smallest repair {size} (rounding explains 0.5)."
     )
     fine = [f"{_name(v)} ({v.repair:.2f})" for v in verdicts if not v.impossible]
     return f"{text} Possible: {_some(fine)}." if fine else text
@@ -228,9 +232,8 @@ def _gains(word: str, chosen: Sequence[tuple[Verdict, Bound]]) -> str:
     K, L = sorted({Metric.of(name).cutoff for name in bound.cells})
     limit = f"at least 1 / log2({L} + 1)" if word == "less" else f"at most 1 / log2({K} + 2)"
     rows = len({id(v) for v, _ in chosen})
-    count = f"{rows} row{'s' if rows > 1 else ''}"
     return (
-        f"NDCG grows {word} from one list to a longer one than HR does permit, in {count}: a hit at "
+        f"NDCG grows {word} with the longer list than the growth of HR permits, in {_counted(rows)}: a hit at "
         f"ranks {K + 1} to {L} adds {limit}. By most: {_name(verdict)}, {bound.expression} = "
         f"{_fixed(bound.value, verdict)}, allowed {_range(bound, verdict)}."
     )
@@ -272,6 +275,14 @@ def meaning(audit: Audit) -> Iterator[str]:
             "logarithms), rows mixed up: all look the same. It is arithmetic, no accusation."
         )
     yield "Possible: nothing contradicts the row; it is not thereby right."
+
+
+def _counted(rows: int) -> str:
+    return "1 row" if rows == 1 else f"{rows} rows"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _listed(text: str, items: Sequence[str]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from harness.audit import cells, latex
 from harness.audit.grid import Scale
@@ -276,6 +278,14 @@ def test_csv_without_names_numbers_its_rows(parse):
 def test_two_columns_of_one_name_are_two_data_sets(parse):
     text = "Method,HR@10,NDCG@10,HR@10,NDCG@10\nSASRec,0.1,0.05,0.2,0.1\n"
     assert list(flat(parse("a.csv", text))) == [("SASRec", ""), ("SASRec", "(2)")]
+
+
+def test_a_data_set_named_once_holds_until_the_next(parse):
+    text = """Method,Beauty HR@10,NDCG@10,Toys HR@10,NDCG@10
+SASRec,0.1230,0.0610,0.2340,0.1200
+GRU4Rec,0.1130,0.0510,0.2140,0.1100
+"""
+    assert flat(parse("a.csv", text)) == TWO
 
 
 def test_headings_between_rows_are_groups(parse):
@@ -608,3 +618,27 @@ def test_the_format_can_be_said(parse):
     assert flat(parse("a.txt", text, kind="csv")) == {("SASRec", ""): {"HR@10": "0.1230"}}
     with pytest.raises(InputError, match="did you mean 'csv'"):
         parse("b.txt", text, kind="cvs")
+
+
+PIECES = r"""HR@10 NDCG@10 HR NDCG @5 Method Dataset Metric Value SASRec (2018) Beauty 0.1230 12.3% .5
+- | || |---|---| & \\ \multicolumn{2}{c}{a} \multirow{2}{*}{b} \textbf{0.1} \begin{tabular}{lcc}
+\end{tabular} \caption{c} \hline { } [ ] $ ^ _ ± , ; : # ** ~~ <u> % \ {HR@10: 0.1} a metrics:"""
+SOME = st.sampled_from([*PIECES.split(), "\n", " ", ",", " & "])
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from(["yaml", "json", "csv", "markdown", "latex"]),
+    pieces=st.lists(SOME, max_size=40),
+    between=st.sampled_from(["", " ", ",", " | ", " & "]),
+)
+def test_whatever_is_written_is_read_or_refused(tmp_path_factory, kind, pieces, between):
+    path = tmp_path_factory.getbasetemp() / "any.txt"
+    path.write_text(between.join(pieces), encoding="utf8")
+    try:
+        document = read(path, kind)
+        said = document.source
+        assert document.tables or document.sizes
+    except InputError as error:
+        said = str(error)
+    assert said.count("\n") == 0
