@@ -50,7 +50,7 @@ def publish(request: Request, planned: Plan, failed: dict[str, str]) -> str:
     )
     page = document(table)
     folder = request.places.results / "tables" / request.target / request.folder_name
-    write_table(folder, markdown(page), csv_text(table), latex(page, "tab:main"), json_content(table))
+    write_table(folder, markdown(page), csv_text(table), latex(page, "main"), json_content(table))
     shown = terminal(
         page, colour=sys.stdout.isatty(), width=shutil.get_terminal_size((140, 24)).columns
     )
