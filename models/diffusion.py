@@ -31,8 +31,10 @@ from models.interface import ModelConfig
 
 
 class NoiseSchedule(Enum):
-    """R1. The paper gives the range [0.001, 0.1] to alpha; then 1/sqrt(A_T) is 3e7 and the chain
-    explodes. As a range of beta it is the usual schedule."""
+    """R1. The paper gives its range [0.001, 0.1] to alpha, not to beta.
+
+    Then 1/sqrt(A_T) is 3e7 and the chain explodes. As a range of beta it is the usual schedule.
+    """
 
     beta = "beta"
     """beta_t rises from 0.001 to 0.1."""
@@ -57,8 +59,10 @@ class ScheduleConfig:
 
 
 class DenoiserBlock(Enum):
-    """R14. Eq. 9 names cross-attention and nothing else; an extension by one of the authors
-    (HEM3BSR, d8d32b4) wraps it in norms and a feed-forward part."""
+    """R14. Eq. 9 names cross-attention and nothing else.
+
+    An extension by one of the authors (HEM3BSR, d8d32b4) wraps it in norms and a feed-forward part.
+    """
 
     attention = "attention"
     block = "block"
@@ -152,8 +156,10 @@ class DiffusionConfig:
 
 
 class ReverseInput(Enum):
-    """R12. Eq. 8 starts each step from the noisy tilde h_t, Eq. 12 from tilde h_{t+1}; a chain
-    feeds each step with the one before."""
+    """R12. Eq. 8 starts each step from the noisy tilde h_t, Eq. 12 from tilde h_{t+1}.
+
+    A chain feeds each step with the one before.
+    """
 
     chained = "chained"
     forward = "forward"
@@ -245,6 +251,8 @@ def xavier(weight: Float[Tensor, "... outputs inputs"]) -> None:
 class StackedLinear(nn.Module):
     """Several Linear layers of one size, applied side by side as one batched product."""
 
+    __call__: Callable[..., Tensor]  # nn.Module leaves it Any
+
     def __init__(self, stack: int, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(stack, outputs, inputs))
@@ -254,7 +262,7 @@ class StackedLinear(nn.Module):
     def forward(
         self, x: Float[Tensor, "stack rows inputs"], sets: Int[Tensor, " stack"] | None = None
     ) -> Float[Tensor, "stack rows outputs"]:
-        """x W^T + b with matrix i for row i of the stack, or matrix sets[i]."""
+        """Apply x W^T + b with matrix i for row i of the stack, or matrix sets[i]."""
         weight, bias = self.picked(sets)
         return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
@@ -267,6 +275,8 @@ class StackedLinear(nn.Module):
 
 class StackedNorm(nn.Module):
     """Several LayerNorms over d (eps 1e-5), one a row of the stack."""
+
+    __call__: Callable[..., Tensor]  # nn.Module leaves it Any
 
     def __init__(self, stack: int, width: int) -> None:
         super().__init__()
@@ -359,12 +369,13 @@ class Levels:
         if len(self.noise) == 1:
             return self.noise[0]
         user = torch.arange(len(step), device=step.device)
-        return self.noise[step - 1, :, user].transpose(0, 1)
+        mine: Tensor = self.noise[step - 1, :, user]
+        return mine.transpose(0, 1)
 
     def of_users(self, step: Int[Tensor, " batch"]) -> Float[Tensor, "feature batch slot d"]:
         """x_t with each user's own t."""
         scale = torch.tensor([self.mean, self.deviation], dtype=self.x0.dtype, device=step.device)
-        mean, deviation = scale[:, step - 1].reshape(2, 1, -1, 1, 1)
+        mean, deviation = scale[:, step - 1].reshape(2, 1, -1, 1, 1).unbind(0)
         return mean * self.x0 + deviation * self.noise_of_users(step)
 
 
@@ -389,10 +400,11 @@ def clean_levels(schedule: Schedule, x0: Tensor) -> Levels:
 # ------------------------------------------------------------------------ noise predictor (Eq. 9)
 
 
-def attend_keys(scores: Tensor, heads: int) -> Tensor:
+def attend_keys(scores: Tensor, heads: int, out: Tensor | None = None) -> Tensor:
     """Softmax over the keys of each head; scores [rows, head_key, slot]."""
-    rows, keys, slots = scores.shape
-    return scores.view(rows, heads, keys // heads, slots).softmax(2).view(rows, keys, slots)
+    by_head = (len(scores), heads, -1, scores.shape[2])
+    into = None if out is None else out.view(by_head)
+    return torch.softmax(scores.view(by_head), 2, out=into).view_as(scores)
 
 
 class Folded(ABC):
@@ -446,7 +458,7 @@ class FoldedAttention(Folded):
 
     def chain(self, start: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
         """See `Folded`."""
-        path, end = AttentionChain.apply(
+        path, end = AttentionChain.apply(  # type: ignore[no-untyped-call]
             start.flatten(0, 1), self.keys, self.values, self.bias.flatten(1, 2), schedule,
             self.heads, self.straight, self.recompute,
         )  # fmt: skip
@@ -457,7 +469,9 @@ class AttentionChain(torch.autograd.Function):
     """All T reverse steps (Eq. 8, 12) of the folded predictor, with a backward pass of its own.
 
     Unrolled by autograd the chain would hold a gradient of the folded keys and values for each step
-    and add them up one by one, and would scale states in passes of their own.
+    and add them up one by one, and would scale states in passes of their own. Rows (a user and
+    feature) know nothing of each other, so a part of them walks all T steps while its keys and
+    values are in the cache.
     """
 
     @staticmethod
@@ -466,69 +480,77 @@ class AttentionChain(torch.autograd.Function):
         heads: int, straight: bool, recompute: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """xbar_{T-1} .. xbar_1 and xbar_0; start [rows, slot, d], bias [step, rows, head_key]."""
-        steps = schedule.steps
+        steps, slots = schedule.steps, start.shape[1]
         path = start.new_empty(steps - 1, *start.shape)
         end = torch.empty_like(start)
-        kept: list[Tensor] = []
-        state = start
-        for t in range(steps, 0, -1):
-            scores = torch.baddbmm(bias[t - 1].unsqueeze(2), keys, state.mT)
-            attention = attend_keys(scores, heads)
-            root = 1 / math.sqrt(schedule.alpha[t - 1])
-            into = path[steps - t] if t > 1 else end
-            torch.baddbmm(
-                state,
-                attention.mT,
-                values,
-                beta=root,
-                alpha=-schedule.gamma[t - 1] * root,
-                out=into,
-            )
-            state = into
-            if not recompute:
-                kept.append(attention)
-        ctx.save_for_backward(start, path, end, keys, values, bias, *kept)
+        kept = start.new_empty(0 if recompute else steps, *keys.shape[:2], slots)
+        for part in parts_of(keys):
+            state, key, value = start[part], keys[part], values[part]
+            for t in range(steps, 0, -1):
+                scores = torch.baddbmm(bias[t - 1, part].unsqueeze(2), key, state.mT)
+                attention = attend_keys(scores, heads, None if recompute else kept[t - 1, part])
+                into = path[steps - t, part] if t > 1 else end[part]
+                root = 1 / math.sqrt(schedule.alpha[t - 1])
+                gain = -schedule.gamma[t - 1] * root
+                torch.baddbmm(state, attention.mT, value, beta=root, alpha=gain, out=into)
+                state = into
+        ctx.save_for_backward(start, path, keys, values, bias, kept)
         ctx.schedule, ctx.heads, ctx.straight = schedule, heads, straight
         ctx.set_materialize_grads(False)
         return path, end
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(
         ctx: Any, d_path: Tensor | None, d_end: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """Gradients of start, keys, values and bias."""
-        start, path, _, keys, values, bias, *kept = ctx.saved_tensors
+        start, path, keys, values, bias, kept = ctx.saved_tensors
         schedule: Schedule = ctx.schedule
-        steps, heads = schedule.steps, ctx.heads
-        d_state = torch.zeros_like(start) if d_end is None else d_end
+        steps = schedule.steps
+        d_end = torch.zeros_like(start) if d_end is None else d_end.contiguous()
+        d_start = torch.empty_like(start)
         d_keys, d_values = torch.zeros_like(keys), torch.zeros_like(values)
         d_bias = torch.empty_like(bias)
-        for t in range(1, steps + 1):
-            state = path[steps - t - 1] if t < steps else start
-            if kept:
-                attention = kept[steps - t]
-            else:
-                scores = torch.baddbmm(bias[t - 1].unsqueeze(2), keys, state.mT)
-                attention = attend_keys(scores, heads)
-            root = 1 / math.sqrt(schedule.alpha[t - 1])
-            factor = -schedule.gamma[t - 1] * root
-            d_values.baddbmm_(attention, d_state, alpha=factor)
-            d_scores = torch.bmm(values, d_state.mT).mul_(attention)
-            rows, pairs, slots = d_scores.shape
-            by_head = (rows, heads, pairs // heads, slots)
-            total = d_scores.view(by_head).sum(2, keepdim=True)
-            d_scores.view(by_head).addcmul_(attention.view(by_head), total, value=-1)
-            d_scores.mul_(factor)
-            d_keys.baddbmm_(d_scores, state)
-            torch.sum(d_scores, 2, out=d_bias[t - 1])
-            d_next = d_state * root
-            if t < steps and d_path is not None:
-                d_next.add_(d_path[steps - t - 1])
-            if not ctx.straight:
-                d_next.baddbmm_(d_scores.mT, keys)
-            d_state = d_next
-        return d_state, d_keys, d_values, d_bias, None, None, None, None
+        for part in parts_of(keys):
+            key, value = keys[part], values[part]
+            d_state = d_end[part]
+            by_head = (len(key), ctx.heads, -1, start.shape[1])
+            for t in range(1, steps + 1):
+                state = path[steps - t - 1, part] if t < steps else start[part]
+                if len(kept):
+                    attention = kept[t - 1, part]
+                else:
+                    scores = torch.baddbmm(bias[t - 1, part].unsqueeze(2), key, state.mT)
+                    attention = attend_keys(scores, ctx.heads)
+                root = 1 / math.sqrt(schedule.alpha[t - 1])
+                gain = -schedule.gamma[t - 1] * root
+                d_values[part].baddbmm_(attention, d_state, alpha=gain)
+                d_scores = torch.bmm(value, d_state.mT).mul_(attention)
+                total = d_scores.view(by_head).sum(2, keepdim=True)
+                d_scores.view(by_head).addcmul_(attention.view(by_head), total, value=-1)
+                d_scores.mul_(gain)
+                d_keys[part].baddbmm_(d_scores, state)
+                torch.sum(d_scores, 2, out=d_bias[t - 1, part])
+                d_next = d_state * root
+                if t < steps and d_path is not None:
+                    d_next.add_(d_path[steps - t - 1, part])
+                if not ctx.straight:
+                    d_next.baddbmm_(d_scores.mT, key)
+                d_state = d_next
+            d_start[part] = d_state
+        return d_start, d_keys, d_values, d_bias, None, None, None, None
+
+
+def parts_of(keys: Tensor) -> list[slice]:
+    """Rows in equal portions whose folded keys fill about a megabyte (one portion on a GPU)."""
+    portions = math.ceil(keys.numel() / CACHED) if keys.device.type == "cpu" else 1
+    each = max(1, math.ceil(len(keys) / max(1, portions)))
+    return [slice(low, low + each) for low in range(0, len(keys), each)]
+
+
+CACHED = 1 << 18
+"""Values of the folded keys in one portion: 1 MiB in float32."""
 
 
 class FoldedBlock(Folded):
@@ -576,6 +598,8 @@ class FoldedBlock(Folded):
 class Timeless(nn.Module):
     """R3 false: the predictor does not know the step; one row serves all."""
 
+    __call__: Callable[..., Tensor]  # nn.Module leaves it Any
+
     def __init__(self, width: int, steps: int) -> None:
         super().__init__()
         self.register_buffer("still", torch.zeros(1, 1, width), persistent=False)
@@ -589,6 +613,8 @@ class Timeless(nn.Module):
 
 class TimeEmbedding(nn.Module):
     """R3 true: W_t s(t) + b_t with s(t) = [sin(t w_k); cos(t w_k)], w_k = 10000^(-2k/d)."""
+
+    __call__: Callable[..., Tensor]  # nn.Module leaves it Any
 
     def __init__(self, denoisers: int, width: int, steps: int) -> None:
         super().__init__()
@@ -665,7 +691,7 @@ class AttentionDenoiser(nn.Module):
         self.time = time_part(denoisers, width, steps, config)
         self.attention = ConditionalAttention(denoisers, width, config.heads)
         self.heads, self.chain = config.heads, config.chain
-        self.last = self.attention.out
+        self.last: StackedLinear = self.attention.out
 
     def forward(
         self,
@@ -691,7 +717,7 @@ class BlockDenoiser(nn.Module):
         self.widen = StackedLinear(denoisers, width, 4 * width)
         self.narrow = StackedLinear(denoisers, 4 * width, width)
         self.heads, self.chain = config.heads, config.chain
-        self.last = self.narrow
+        self.last: StackedLinear = self.narrow
 
     def forward(
         self,
@@ -724,7 +750,10 @@ def time_part(denoisers: int, width: int, steps: int, config: DenoisingConfig) -
     return Timeless(width, steps)
 
 
-DENOISERS = {DenoiserBlock.attention: AttentionDenoiser, DenoiserBlock.block: BlockDenoiser}
+DENOISERS: dict[DenoiserBlock, type[AttentionDenoiser | BlockDenoiser]] = {
+    DenoiserBlock.attention: AttentionDenoiser,
+    DenoiserBlock.block: BlockDenoiser,
+}
 
 
 def denoiser(denoisers: int, steps: int, config: DenoisingConfig) -> nn.Module:
@@ -780,24 +809,22 @@ class SquaredDistance(torch.autograd.Function):
         deviation: list[float], weight: Tensor,
     ) -> Tensor:  # fmt: skip
         """A scalar; values [step, feature, batch, slot, d], weight [batch, slot]."""
-        rest = torch.empty_like(values)
-        root = weight.sqrt().unsqueeze(2)
+        weighted = torch.empty_like(values)
         total = values.new_zeros(())
         for i, value in enumerate(values):
-            torch.add(value, x0, alpha=-mean[i], out=rest[i])
-            rest[i].add_(noise[i], alpha=-deviation[i]).mul_(root)
-            flat = rest[i].flatten()
-            total += flat @ flat
-        ctx.save_for_backward(rest, root)
+            rest = torch.add(value, x0, alpha=-mean[i]).add_(noise[i], alpha=-deviation[i])
+            torch.mul(rest, weight.unsqueeze(2), out=weighted[i])
+            total += rest.flatten() @ weighted[i].flatten()
+        ctx.save_for_backward(weighted)
         ctx.mean = mean
         return total
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the values and of x_0."""
-        rest, root = ctx.saved_tensors
-        d_values = rest * (2 * d_total * root)
+        (weighted,) = ctx.saved_tensors
+        d_values = weighted * (2 * d_total)
         mean = d_values.new_tensor(ctx.mean)
         d_x0 = (-mean @ d_values.flatten(1)).view(d_values.shape[1:])
         return d_values, d_x0, None, None, None, None
@@ -820,7 +847,7 @@ class Walk:
 def printed_distance(walk: Walk) -> Tensor:
     """R6 `printed`: sum over t = 1..T-1 of E(x_t - xbar_t), summed over features."""
     steps = range(walk.schedule.steps - 1, 0, -1)
-    return SquaredDistance.apply(  # type: ignore[no-any-return]
+    return SquaredDistance.apply(  # type: ignore[no-untyped-call, no-any-return]
         walk.path,
         walk.levels.x0,
         [walk.levels.noise_of(t) for t in steps],
@@ -834,7 +861,7 @@ def noise_distance(walk: Walk) -> Tensor:
     """R6 `noise`: E(e - eps(x_t, c, t)) at each user's own t, summed over features."""
     predicted = walk.predictor.noise_of_users(walk.levels.of_users(walk.step), walk.step)
     noise = walk.levels.noise_of_users(walk.step)
-    return SquaredDistance.apply(  # type: ignore[no-any-return]
+    return SquaredDistance.apply(  # type: ignore[no-untyped-call, no-any-return]
         predicted.unsqueeze(0), walk.levels.x0, [noise], [0.0], [1.0], walk.weight
     )
 
@@ -842,7 +869,7 @@ def noise_distance(walk: Walk) -> Tensor:
 def reconstruction_distance(walk: Walk) -> Tensor:
     """R6 `reconstruction`: E(x_0 - xbar_0), summed over features."""
     still = torch.zeros_like(walk.end)
-    return SquaredDistance.apply(  # type: ignore[no-any-return]
+    return SquaredDistance.apply(  # type: ignore[no-untyped-call, no-any-return]
         walk.end.unsqueeze(0), walk.levels.x0, [still], [1.0], [0.0], walk.weight
     )
 
@@ -870,39 +897,43 @@ class Denoised:
     """xbar_{T-1} .. xbar_1."""
 
 
+@dataclass(frozen=True)
+class Task:
+    """What a stage denoises, and under which condition."""
+
+    x0: Float[Tensor, "feature batch slot d"]
+    condition: Float[Tensor, "condition batch key d"]
+    """As many features as x0, or one that serves them all."""
+    attend: Bool[Tensor, "batch key"]
+    """Keys of the condition that are attended."""
+    real: Bool[Tensor, "batch slot"]
+    """Slots that the loss counts."""
+    group: int = 0
+    """Which row of R15's table of weight sets: click 0, favor 1."""
+
+
 class Passed(nn.Module):
-    """No denoiser: features pass unchanged (the ablations; R4 `bypass` does the same)."""
+    """No denoiser: features pass unchanged (the ablations). The other stages have its interface."""
 
     def draw(
-        self, like: Float[Tensor, "feature batch slot d"], generator: torch.Generator
+        self, like: Float[Tensor, "feature batch slot d"], rng: torch.Generator
     ) -> Noise | None:
-        """Nothing is drawn."""
+        """The randomness of a training pass over such features; here none."""
+        del like, rng
+        return None
 
-    def forward(
-        self,
-        x0: Float[Tensor, "feature batch slot d"],
-        condition: Float[Tensor, "condition batch key d"],
-        attend: Bool[Tensor, "batch key"],
-        real: Bool[Tensor, "batch slot"],
-        noise: Noise | None,
-        group: int = 0,
-    ) -> Denoised:
-        """The features."""
-        return Denoised(x0)
+    def forward(self, task: Task, noise: Noise | None) -> Denoised:
+        """A training pass."""
+        del noise
+        return Denoised(self.evaluate(task))
 
-    def evaluate(
-        self,
-        x0: Float[Tensor, "feature batch slot d"],
-        condition: Float[Tensor, "condition batch key d"],
-        attend: Bool[Tensor, "batch key"],
-        group: int = 0,
-    ) -> Float[Tensor, "feature batch slot d"]:
-        """The features."""
-        return x0
+    def evaluate(self, task: Task) -> Float[Tensor, "feature batch slot d"]:
+        """What the experts read when nothing is trained."""
+        return task.x0
 
 
 class MultilayerTwin(Passed):
-    """CDMD-M replaced by Linear, ReLU, Linear of the same number of parameters (section 5.6)."""
+    """CDMD-M replaced by Linear, ReLU, Linear of as many parameters (section 5.6); no loss."""
 
     def __init__(self, config: DenoisingConfig, sets: Sequence[Sequence[int]], steps: int) -> None:
         super().__init__()
@@ -915,32 +946,18 @@ class MultilayerTwin(Passed):
         self.widen = StackedLinear(self.sets.count, width, inner)
         self.narrow = StackedLinear(self.sets.count, inner, width)
 
-    def forward(
-        self,
-        x0: Float[Tensor, "feature batch slot d"],
-        condition: Float[Tensor, "condition batch key d"],
-        attend: Bool[Tensor, "batch key"],
-        real: Bool[Tensor, "batch slot"],
-        noise: Noise | None,
-        group: int = 0,
-    ) -> Denoised:
-        """Mapped slot by slot; no loss."""
-        return Denoised(self.evaluate(x0, condition, attend, group))
-
-    def evaluate(
-        self,
-        x0: Float[Tensor, "feature batch slot d"],
-        condition: Float[Tensor, "condition batch key d"],
-        attend: Bool[Tensor, "batch key"],
-        group: int = 0,
-    ) -> Float[Tensor, "feature batch slot d"]:
-        """Mapped slot by slot."""
-        sets = self.sets(group)
-        return self.narrow(self.widen(x0.flatten(1, 2), sets).relu(), sets).view_as(x0)
+    def evaluate(self, task: Task) -> Float[Tensor, "feature batch slot d"]:
+        """Mapped slot by slot, in training too."""
+        sets = self.sets(task.group)
+        inner = self.widen(task.x0.flatten(1, 2), sets).relu()
+        mapped: Tensor = self.narrow(inner, sets)
+        return mapped.view_as(task.x0)
 
 
 class SetTable(nn.Module):
     """R15: which set of weights each feature of each group uses (groups: click, favor)."""
+
+    __call__: Callable[..., Tensor]  # nn.Module leaves it Any
 
     def __init__(self, sets: Sequence[Sequence[int]]) -> None:
         super().__init__()
@@ -959,6 +976,7 @@ class CleanStart(nn.Module):
 
     def forward(self, schedule: Schedule, x0: Tensor, group: int) -> Levels:
         """No noise at any t."""
+        del group
         return clean_levels(schedule, x0)
 
 
@@ -994,78 +1012,52 @@ class Denoising(Passed):
         self.draws = steps if config.forward.noise is ForwardNoise.chain else 1
         straight = config.chain.gradient is ChainGradient.straight
         whole = config.diffusion.loss is DiffusionLoss.printed
-        self.reverse, self.reverse_in_evaluation = {
+        reverse: dict[ReverseInput, tuple[Reverse, Reverse]] = {
             ReverseInput.chained: (chained, chained),
             ReverseInput.forward: (
                 EachFromForward(straight, whole),
                 EachFromForward(straight, whole=False),
             ),
-        }[config.reverse.input]
+        }
+        self.reverse, self.reverse_in_evaluation = reverse[config.reverse.input]
         self.distance = DISTANCES[config.diffusion.loss]
         self.unit = config.hidden if config.diffusion.reduction is Reduction.mean else 1
         self.start = start
 
-    def draw(
-        self, like: Float[Tensor, "feature batch slot d"], generator: torch.Generator
-    ) -> Noise:
+    def draw(self, like: Float[Tensor, "feature batch slot d"], rng: torch.Generator) -> Noise:
         """Standard normal draws for these features and a uniform step for each user."""
-        draws = torch.randn(
-            self.draws, *like.shape, generator=generator, dtype=like.dtype, device=like.device
-        )
-        step = torch.randint(
-            1, self.schedule.steps + 1, (like.shape[1],), generator=generator, device=like.device
-        )
-        return Noise(draws, step)
+        draws = like.new_empty(self.draws, *like.shape).normal_(generator=rng)
+        step = torch.empty_like(draws[0, 0, :, 0, 0], dtype=torch.int64)
+        return Noise(draws, step.random_(1, self.schedule.steps + 1, generator=rng))
 
-    def forward(
-        self,
-        x0: Float[Tensor, "feature batch slot d"],
-        condition: Float[Tensor, "condition batch key d"],
-        attend: Bool[Tensor, "batch key"],
-        real: Bool[Tensor, "batch slot"],
-        noise: Noise | None,
-        group: int = 0,
-    ) -> Denoised:
+    def forward(self, task: Task, noise: Noise | None) -> Denoised:
         """Training: x_T from the recorded or drawn noise, T steps back, and the stage's loss."""
         assert noise is not None
-        levels = self.levels(self.schedule, x0, noise.draws)
-        predictor = self._predictor(x0, condition, attend, group)
+        levels = self.levels(self.schedule, task.x0, noise.draws)
+        predictor = self.predictor(task)
         path, end = self.reverse(levels, predictor, self.schedule)
-        weight = real.to(x0) / (real.sum().clamp(min=1) * self.unit)
+        weight = task.real.to(task.x0) / (task.real.sum().clamp(min=1) * self.unit)
         walk = Walk(levels, path, end, predictor, noise.step, self.schedule, weight)
         return Denoised(end, self.distance(walk), levels.at(self.schedule.steps), path)
 
-    def evaluate(
-        self,
-        x0: Float[Tensor, "feature batch slot d"],
-        condition: Float[Tensor, "condition batch key d"],
-        attend: Bool[Tensor, "batch key"],
-        group: int = 0,
-    ) -> Float[Tensor, "feature batch slot d"]:
+    def evaluate(self, task: Task) -> Float[Tensor, "feature batch slot d"]:
         """Evaluation: T steps back from the start of R4."""
-        levels = self.start(self.schedule, x0, group)
-        predictor = self._predictor(x0, condition, attend, group)
-        return self.reverse_in_evaluation(levels, predictor, self.schedule)[1]
+        levels = self.start(self.schedule, task.x0, task.group)
+        return self.reverse_in_evaluation(levels, self.predictor(task), self.schedule)[1]
 
-    def _predictor(self, x0: Tensor, condition: Tensor, attend: Tensor, group: int) -> Folded:
+    def predictor(self, task: Task) -> Folded:
         """The noise predictor with its condition read, once a stage."""
-        return self.denoiser(  # type: ignore[no-any-return]
-            condition.expand(len(x0), -1, -1, -1), attend, self.sets(group)
-        )
+        condition = task.condition.expand(len(task.x0), -1, -1, -1)
+        folded: Folded = self.denoiser(condition, task.attend, self.sets(task.group))
+        return folded
 
 
 class TrainingOnlyDenoising(Denoising):
     """R4 `bypass`: evaluation skips the stage."""
 
-    def evaluate(
-        self,
-        x0: Float[Tensor, "feature batch slot d"],
-        condition: Float[Tensor, "condition batch key d"],
-        attend: Bool[Tensor, "batch key"],
-        group: int = 0,
-    ) -> Float[Tensor, "feature batch slot d"]:
+    def evaluate(self, task: Task) -> Float[Tensor, "feature batch slot d"]:
         """The features."""
-        return x0
+        return task.x0
 
 
 LEVELS = {ForwardNoise.closed: closed_levels, ForwardNoise.chain: chain_levels}

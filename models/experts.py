@@ -40,8 +40,10 @@ class Pooling(Enum):
 
 
 class DisentangleLoss(Enum):
-    """R9. Eq. 20 as printed has its minimum wherever all similarities are equal, total collapse
-    included; the sentence above it says that it separates."""
+    """R9. Eq. 20 as printed is least wherever all similarities are equal, total collapse included.
+
+    The sentence above it says that it separates.
+    """
 
     printed = "printed"
     separate = "separate"
@@ -128,19 +130,21 @@ class Dropout(nn.Module):
     costs a sixth. The rate is met to 1 / 65,536, and kept values are scaled by the exact rate.
     """
 
+    __call__: Callable[..., Tensor]  # nn.Module leaves it Any
+
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.cut = round(rate * 65536)
 
     def forward(self, x: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-        """x with values dropped in training; draws from torch's global generator."""
+        """Drop values of x in training; draw from torch's global generator."""
         if not self.training or self.cut == 0:
             return x
         if x.device.type != "cpu":
             return functional.dropout(x, self.cut / 65536)
         words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
         bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-        keep = (bits >= self.cut - 32768).to(x.dtype)
+        keep = torch.ge(bits, self.cut - 32768, out=torch.empty_like(x, requires_grad=False))
         return x * keep.mul_(65536 / (65536 - self.cut))
 
 
@@ -156,14 +160,19 @@ def attention(
     deep = width // heads
 
     def split(x: Tensor) -> Tensor:
-        return x.view(rows, -1, heads, deep).transpose(1, 2)
+        """[rows, n, d] to [rows x head, d / head, n]."""
+        return x.view(rows, -1, heads, deep).permute(0, 2, 3, 1).reshape(rows * heads, deep, -1)
 
-    scores = split(key) @ (split(query) / math.sqrt(deep)).mT + mask[:, None, :, None]
-    return (scores.softmax(2).mT @ split(value)).transpose(1, 2).reshape(rows, -1, width)
+    bias = mask.repeat_interleave(heads, 0).unsqueeze(2)
+    scores = torch.baddbmm(bias, split(key).mT, split(query / math.sqrt(deep)))
+    mixed = torch.bmm(split(value), scores.softmax(1))
+    return mixed.view(rows, width, -1).mT.contiguous()
 
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention of a stack of experts; query, key and value in one product."""
+
+    __call__: Callable[..., Tensor]  # nn.Module leaves it Any
 
     def __init__(self, experts: int, width: int, heads: int) -> None:
         super().__init__()
@@ -207,7 +216,7 @@ class LastQueryAttention(SelfAttention):
         self, x: Float[Tensor, "expert batch slot d"], mask: Float[Tensor, "batch slot"]
     ) -> Float[Tensor, "expert batch query d"]:
         """Attention of the last slot over attended slots, then W_o."""
-        experts, batch, slots, width = x.shape
+        experts, batch, _, width = x.shape
         heads, deep = self.heads, width // self.heads
         weight_q, weight_k, weight_v = self.project.weight.chunk(3, 1)
         bias_q, bias_k, bias_v = self.project.bias.unsqueeze(1).chunk(3, 2)
@@ -226,6 +235,8 @@ class LastQueryAttention(SelfAttention):
 class FeedForward(nn.Module):
     """W_2 drop(relu(W_1 x)) of a stack of experts."""
 
+    __call__: Callable[..., Tensor]  # nn.Module leaves it Any
+
     def __init__(self, experts: int, width: int, config: ExpertConfig) -> None:
         super().__init__()
         self.widen = StackedLinear(experts, width, config.ffn_factor * width)
@@ -242,6 +253,8 @@ class FeedForward(nn.Module):
 
 class PostNormLayer(nn.Module):
     """R21 `post`: x = LN1(x + drop(MHA(x))), x = LN2(x + drop(FFN(x)))."""
+
+    __call__: Callable[..., Tensor]  # nn.Module leaves it Any
 
     def __init__(self, width: int, mixer: SelfAttention, config: ExpertConfig) -> None:
         super().__init__()
@@ -282,7 +295,7 @@ class LearnedPositions(nn.Module):
     def forward(
         self, x: Float[Tensor, "expert batch slot d"]
     ) -> Float[Tensor, "expert batch slot d"]:
-        """x plus its positions; slots are `blocks` sequences end to end."""
+        """Add positions to x; slots are `blocks` sequences end to end."""
         experts, _, slots, width = x.shape
         each = slots // self.weight.shape[1]
         return x + self.weight[:, :, :each].flip(2).reshape(experts, 1, slots, width)
@@ -292,6 +305,7 @@ def last_slot(
     x: Float[Tensor, "expert batch slot d"], attend: Bool[Tensor, "batch all_slots"]
 ) -> Float[Tensor, "expert batch d"]:
     """R8 `last`."""
+    del attend
     return x[:, :, -1]
 
 
@@ -305,6 +319,8 @@ def mean_slot(
 
 class Encoders(nn.Module):
     """Experts side by side: positions, Transformer layers, pooling (Eq. 17-19)."""
+
+    __call__: Callable[..., Tensor]  # nn.Module leaves it Any
 
     def __init__(self, experts: int, blocks: int, length: int, config: InterestConfig) -> None:
         super().__init__()
@@ -373,6 +389,8 @@ class AlongWidth(nn.Module):
 
 class SharedExpert(nn.Module):
     """Clicks attend to favors, then an encoder (Eq. 14-17)."""
+
+    __call__: Callable[..., Tensor]  # nn.Module leaves it Any
 
     def __init__(self, length: int, config: InterestConfig) -> None:
         super().__init__()
@@ -444,6 +462,7 @@ def orthogonal_disentanglement(
     vectors: Float[Tensor, "batch vector d"], tau: float
 ) -> Float[Tensor, ""]:
     """R9 `orthogonal`: mean squared cosine; tau is not read."""
+    del tau
     return without_self(cosines(vectors)).square().mean()
 
 
@@ -468,13 +487,13 @@ class VectorRouting(nn.Module):
     def forward(
         self, common: Float[Tensor, "batch d"], unique: Float[Tensor, "6 batch d"]
     ) -> tuple[Float[Tensor, "batch d"], Float[Tensor, "batch gate"]]:
-        """y and g."""
+        """User vectors y and gates g."""
         z = unique.transpose(0, 1).flatten(1)
         gate = self.gate(torch.cat([common, z], 1).unsqueeze(0))[0].sigmoid()
         return self.mix(gate, common, z), gate
 
     def mix(self, gate: Tensor, common: Tensor, z: Tensor) -> Tensor:
-        """y."""
+        """The mixture y."""
         return gate * common + (1 - gate) * self.specific(z.unsqueeze(0))[0]
 
 
@@ -482,7 +501,7 @@ class TileRouting(VectorRouting):
     """R10 `tile`: y = W_s (g [h_common x 6] + (1 - g) z) + b_s."""
 
     def mix(self, gate: Tensor, common: Tensor, z: Tensor) -> Tensor:
-        """y."""
+        """The mixture y."""
         mixed = gate * common.repeat(1, 6) + (1 - gate) * z
         return self.specific(mixed.unsqueeze(0))[0]
 
@@ -495,7 +514,7 @@ class PerExpertRouting(VectorRouting):
         del self.specific
 
     def mix(self, gate: Tensor, common: Tensor, z: Tensor) -> Tensor:
-        """y."""
+        """The mixture y."""
         by_expert = gate.unsqueeze(2)
         experts = z.view(len(z), 6, -1)
         return (by_expert * common.unsqueeze(1) + (1 - by_expert) * experts).mean(1)
@@ -503,12 +522,13 @@ class PerExpertRouting(VectorRouting):
 
 def routing(gate: Gate, width: int) -> VectorRouting:
     """R10."""
-    return {
-        Gate.vector: lambda: VectorRouting(width, width),
-        Gate.scalar: lambda: VectorRouting(width, 1),
-        Gate.per_expert: lambda: PerExpertRouting(width, 6),
-        Gate.tile: lambda: TileRouting(width, 6 * width),
-    }[gate]()
+    kind, gates = {
+        Gate.vector: (VectorRouting, width),
+        Gate.scalar: (VectorRouting, 1),
+        Gate.per_expert: (PerExpertRouting, 6),
+        Gate.tile: (TileRouting, 6 * width),
+    }[gate]
+    return kind(width, gates)
 
 
 # ------------------------------------------------------------------------------ the whole layer
@@ -542,7 +562,7 @@ class MultiExpert(nn.Module):
         attend_click: Bool[Tensor, "batch slot"],
         attend_favor: Bool[Tensor, "batch key"],
     ) -> Interests:
-        """y, the seven vectors and the gate."""
+        """User vectors y, the seven vectors and the gate."""
         unique = torch.cat([self.click(click, attend_click), self.favor(favor, attend_favor)])
         common = self.shared(click, favor, attend_click, attend_favor)
         user, gate = self.routing(common, unique)
@@ -565,7 +585,7 @@ class UniqueExperts(nn.Module):
         attend_click: Bool[Tensor, "batch slot"],
         attend_favor: Bool[Tensor, "batch key"],
     ) -> Interests:
-        """y and the six vectors."""
+        """User vectors y and the six vectors."""
         unique = torch.cat([self.click(click, attend_click), self.favor(favor, attend_favor)])
         vectors = unique.transpose(0, 1)
         return Interests(self.specific(vectors.flatten(1).unsqueeze(0))[0], vectors)
@@ -576,6 +596,7 @@ class MeanInterest(nn.Module):
 
     def __init__(self, length: int, config: InterestConfig) -> None:
         super().__init__()
+        del length  # it has no positions
         self.specific = StackedLinear(1, 6 * config.hidden, config.hidden)
 
     def forward(
@@ -585,6 +606,6 @@ class MeanInterest(nn.Module):
         attend_click: Bool[Tensor, "batch slot"],
         attend_favor: Bool[Tensor, "batch key"],
     ) -> Interests:
-        """y."""
+        """User vectors y."""
         means = torch.cat([mean_slot(click, attend_click), mean_slot(favor, attend_favor)])
         return Interests(self.specific(means.transpose(0, 1).flatten(1).unsqueeze(0))[0])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -31,7 +32,9 @@ from models.diffusion import (
     Noise,
     Passed,
     StackedLinear,
+    Task,
     diffusion_stage,
+    xavier,
 )
 from models.experts import (
     DISENTANGLEMENTS,
@@ -51,8 +54,11 @@ ID_WIDTH = 16
 
 
 class InputNorm(Enum):
-    """R16. No norm is mentioned; without one the schedule's noise, of unit scale, drowns a projected
-    unit-length vector (0.04 to 0.06 a coordinate)."""
+    """R16. No norm is mentioned.
+
+    Without one the schedule's noise, of unit scale, drowns a projected unit-length vector (0.04 to
+    0.06 a coordinate).
+    """
 
     layernorm = "layernorm"
     none = "none"
@@ -160,10 +166,7 @@ class IdEmbedding(nn.Module):
         self.fields: Int[Tensor, "field item_row"]
         widths = {IdMlp.two_layer: 2, IdMlp.linear: 1}[config.input.id_mlp] * [config.hidden]
         inputs = [ID_WIDTH * len(self.tables), *widths]
-        self.mlp = nn.ModuleList(
-            StackedLinear(1, before, after)
-            for before, after in zip(inputs[:-1], inputs[1:], strict=True)
-        )
+        self.mlp = nn.ModuleList(StackedLinear(1, *sizes) for sizes in pairwise(inputs))
 
     def forward(
         self, items: Int[Tensor, " row"], user: Int[Tensor, " row"]
@@ -171,7 +174,7 @@ class IdEmbedding(nn.Module):
         """One vector an event."""
         ids = [items, *(values[items] for values in self.fields), user]
         parts = [functional.embedding(i, table) for i, table in zip(ids, self.tables, strict=True)]
-        x = self.mlp[0](torch.cat(parts, 1).unsqueeze(0))
+        x: Tensor = self.mlp[0](torch.cat(parts, 1).unsqueeze(0))
         for layer in self.mlp[1:]:
             x = layer(x.relu())
         return x[0]
@@ -260,35 +263,36 @@ class InputLayer(nn.Module):
 class FreeOutput(nn.Module):
     """R22 `free`: a row and a bias an item."""
 
-    def __init__(self, width: int, item_table: Tensor) -> None:
+    def __init__(self, width: int, rows: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(len(item_table), width).normal_(std=0.02))
-        self.bias = nn.Parameter(torch.zeros(len(item_table)))
+        self.weight = nn.Parameter(torch.empty(rows, width).normal_(std=0.02))
+        self.bias = nn.Parameter(torch.zeros(rows))
 
     def query(self, user: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """What an item's row is multiplied with."""
         return user
 
-    def rows(self, item_table: Tensor) -> Float[Tensor, "item_row d"]:
-        """One row an item."""
+    def rows(self, item_table: Float[Tensor, "item_row id"]) -> Float[Tensor, "item_row d"]:
+        """One row an item; the id table is not read."""
+        del item_table
         return self.weight
 
 
 class TiedOutput(nn.Module):
     """R22 `tied`: (E U^T) y is E (y U), so the 16-wide item table serves as it is."""
 
-    def __init__(self, width: int, item_table: Tensor) -> None:
+    def __init__(self, width: int, rows: int) -> None:
         super().__init__()
         self.project = nn.Parameter(torch.empty(width, ID_WIDTH))
-        nn.init.xavier_uniform_(self.project)
-        self.bias = nn.Parameter(torch.zeros(len(item_table)))
+        xavier(self.project.data)
+        self.bias = nn.Parameter(torch.zeros(rows))
 
-    def query(self, user: Float[Tensor, "batch d"]) -> Float[Tensor, "batch id_width"]:
+    def query(self, user: Float[Tensor, "batch d"]) -> Float[Tensor, "batch id"]:
         """What an item's row is multiplied with."""
         return user @ self.project
 
-    def rows(self, item_table: Tensor) -> Float[Tensor, "item_row id_width"]:
-        """One row an item."""
+    def rows(self, item_table: Float[Tensor, "item_row id"]) -> Float[Tensor, "item_row id"]:
+        """The id table."""
         return item_table
 
 
@@ -321,10 +325,9 @@ class TrainingPass:
 
 
 class M3BSR(DotProduct):
-    """Cui, Lu, Tong, Li, Zhao: Multi-Modal Multi-Behavior Sequential Recommendation with
-    Conditional Diffusion-Based Feature Denoising (SIGIR 2025). No official code is public.
+    """The model of Cui, Lu, Tong, Li and Zhao, SIGIR 2025, doi 10.1145/3726302.3730044.
 
-    Raises ValueError for sizes that do not fit (heads, steps, layers, tau).
+    No official code is public. Raises ValueError for sizes that do not fit (heads, steps, layers, tau).
     """
 
     Config: ClassVar[type[ModelConfig]] = M3BSRConfig
@@ -332,29 +335,23 @@ class M3BSR(DotProduct):
     def __init__(self, config: M3BSRConfig, catalogue: Catalogue) -> None:
         super().__init__(config, catalogue)
         check(config)
-        length, sharing = catalogue.length, config.denoiser.sharing
+        length = catalogue.length
         self.input = InputLayer(config, catalogue)
         steps_m = config.diffusion.steps_m or config.diffusion.steps
         steps_b = config.diffusion.steps_b or config.diffusion.steps
-        sets_m, sets_b = MODALITY_SETS[sharing], BEHAVIOR_SETS[sharing]
-        self.modality: Passed = {
-            ModalityDenoiser.diffusion: lambda: diffusion_stage(config, sets_m, steps_m, length, 0),
-            ModalityDenoiser.mlp: lambda: MultilayerTwin(config, sets_m, steps_m),
-            ModalityDenoiser.none: Passed,
-        }[config.parts.modality_denoiser]()
-        self.behavior: Passed = {
-            BehaviorDenoiser.diffusion: lambda: diffusion_stage(config, sets_b, steps_b, length, 1),
-            BehaviorDenoiser.none: Passed,
-        }[config.parts.behavior_denoiser]()
+        self.modality = modality_stage(config, steps_m, length)
+        self.behavior = behavior_stage(config, steps_b, length)
         self.condition = {
             BehaviorCondition.same_modality: slice(None),
             BehaviorCondition.image: slice(0, 1),
         }[config.behavior.condition]
-        layer = UniqueExperts if not config.parts.shared_expert else MultiExpert
-        self.experts = (layer if config.parts.experts else MeanInterest)(length, config)
+        layer = MultiExpert if config.parts.shared_expert else UniqueExperts
+        self.experts = (
+            layer(length, config) if config.parts.experts else MeanInterest(length, config)
+        )
         self.disentangle = DISENTANGLEMENTS[config.disent.loss]
-        output = {OutputLayer.free: FreeOutput, OutputLayer.tied: TiedOutput}[config.output.layer]
-        self.output = output(config.hidden, self.input.id.tables[0])
+        output = FreeOutput if config.output.layer is OutputLayer.free else TiedOutput
+        self.output: FreeOutput | TiedOutput = output(config.hidden, catalogue.items + 1)
         self.tau = config.loss.tau
         self.weights = {
             "contrast": config.loss.lambda_c,
@@ -405,17 +402,11 @@ class M3BSR(DotProduct):
     def training_pass(self, click: History, favor: History, noise: PassNoise) -> TrainingPass:
         """Input layer, both CDMD stages on noised features, experts."""
         clicks, favors = self.input(click, favor)
-        of_click = self.modality(
-            clicks.x[:2], clicks.x[2:], clicks.attend, clicks.real, noise.click, 0
-        )
-        of_favor = self.modality(
-            favors.x[:2], favors.x[2:], favors.attend, favors.real, noise.favor, 1
-        )
+        of_click = self.modality(self.modality_task(clicks, 0), noise.click)
+        of_favor = self.modality(self.modality_task(favors, 1), noise.favor)
         guide = torch.cat([of_favor.features, favors.x[2:]])
-        source = torch.cat([of_click.features, clicks.x[2:]])
-        behavior = self.behavior(
-            source, guide[self.condition], favors.attend, clicks.real, noise.behavior
-        )
+        task = self.behavior_task(of_click.features, clicks, guide, favors)
+        behavior = self.behavior(task, noise.behavior)
         interests = self.experts(behavior.features, guide, clicks.attend, favors.attend)
         return TrainingPass(
             clicks, favors, (of_click, of_favor), behavior, (behavior.features, guide), interests
@@ -424,29 +415,55 @@ class M3BSR(DotProduct):
     # ----------------------------------------------------------------------------- evaluation
 
     def encode(self, history: History) -> Float[Tensor, "batch d"]:
-        """y (R22 tied: y U), with CDMD from the start that R4 chooses."""
+        """User vectors y (R22 tied: y U), with CDMD from the start that R4 chooses."""
         clicks, favors = self.input(*self.split(history))
-        modality, behavior = self.modality, self.behavior
-        of_click = modality.evaluate(clicks.x[:2], clicks.x[2:], clicks.attend, 0)
-        of_favor = modality.evaluate(favors.x[:2], favors.x[2:], favors.attend, 1)
+        of_click = self.modality.evaluate(self.modality_task(clicks, 0))
+        of_favor = self.modality.evaluate(self.modality_task(favors, 1))
         guide = torch.cat([of_favor, favors.x[2:]])
-        source = torch.cat([of_click, clicks.x[2:]])
-        denoised = behavior.evaluate(source, guide[self.condition], favors.attend)
+        denoised = self.behavior.evaluate(self.behavior_task(of_click, clicks, guide, favors))
         interests = self.experts(denoised, guide, clicks.attend, favors.attend)
         return self.output.query(interests.user)
+
+    def modality_task(self, side: Features, group: int) -> Task:
+        """CDMD-M: image and text under the id of the same slots; id passes (section 4.2.1)."""
+        return Task(side.x[:2], side.x[2:], side.attend, side.real, group)
+
+    def behavior_task(
+        self, denoised: Tensor, clicks: Features, guide: Tensor, favors: Features
+    ) -> Task:
+        """CDMD-B: image, text and id of clicks under those of favors (section 4.2.2)."""
+        source = torch.cat([denoised, clicks.x[2:]])
+        return Task(source, guide[self.condition], favors.attend, clicks.real)
 
     def item_vectors(self) -> Float[Tensor, "item_row d"]:
         """W_y, or the item table under R22 tied."""
         return self.output.rows(self.input.id.tables[0])
 
     def item_bias(self) -> Float[Tensor, " item_row"]:
-        """b of Eq. 23."""
+        """The bias b of Eq. 23."""
         return self.output.bias
 
     @staticmethod
     def split(history: History) -> tuple[History, History]:
         """Clicks alone and favors alone."""
         return history.only(Behaviour.CLICK), history.only(Behaviour.FAVOR)
+
+
+def modality_stage(config: M3BSRConfig, steps: int, length: int) -> Passed:
+    """CDMD-M or what stands in its place; evaluation noise stream 0."""
+    sets = MODALITY_SETS[config.denoiser.sharing]
+    if config.parts.modality_denoiser is ModalityDenoiser.diffusion:
+        return diffusion_stage(config, sets, steps, length, 0)
+    if config.parts.modality_denoiser is ModalityDenoiser.mlp:
+        return MultilayerTwin(config, sets, steps)
+    return Passed()
+
+
+def behavior_stage(config: M3BSRConfig, steps: int, length: int) -> Passed:
+    """CDMD-B or what stands in its place; evaluation noise stream 1."""
+    if config.parts.behavior_denoiser is BehaviorDenoiser.diffusion:
+        return diffusion_stage(config, BEHAVIOR_SETS[config.denoiser.sharing], steps, length, 1)
+    return Passed()
 
 
 def check(config: M3BSRConfig) -> None:

@@ -99,9 +99,8 @@ def settings(pair: Pair) -> M3BSRConfig:
             variants.append(value)
         else:
             put(config, key.removeprefix("model."), value)
-    for value in (*sidecar.values(), *sidecar["config"].values()):
-        if isinstance(value, str) and value in VARIANTS:
-            variants.append(value)
+    told = (*sidecar.values(), *sidecar["config"].values())
+    variants += [value for value in told if isinstance(value, str) and value in VARIANTS]
     for name in variants:
         config = VARIANTS[name](config)
     return config
@@ -261,8 +260,8 @@ def match(name: str, ours: dict[str, list[Part]], theirs: dict[str, Tensor]) -> 
         for other, array in theirs.items()
         if other not in ours and array.numel() == shape.numel() and array.shape[-1] == shape[-1]
     ]
-    kind = [o for o in same if o.split("/")[-1] == name.split("/")[-1]] or same
-    group = [o for o in kind if o.split("/")[0] == name.split("/")[0]] or kind
+    kind = [other for other in same if other[-1] == name[-1]] or same
+    group = [other for other in kind if other[:2] == name[:2]] or kind
     assert len(group) == 1, f"no single array for {name} {tuple(shape)}: {group}"
     return group[0]
 
