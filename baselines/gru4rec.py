@@ -894,7 +894,7 @@ class Adagrad(torch.optim.Optimizer):
             gradient = gradient.add(parameter[rows], alpha=group["weight_decay"])
         summed = squares[rows].addcmul_(gradient, gradient)
         squares[rows] = summed
-        change = gradient.div_((summed + group["eps"]).sqrt_()).mul_(-group["lr"])
+        change = (gradient / (summed + group["eps"]).sqrt_()).mul_(-group["lr"])
         if momentum is not None:
             change.add_(momentum[rows], alpha=group["momentum"])
             momentum[rows] = change
