@@ -245,10 +245,8 @@ class _Reader:
         if stop > best.first:
             texts = _joined(block[max(0, stop - HEADER_LINES) : stop])
             columns = {
-                index: heading
-                for index in best.columns
-                for heading in [cells.metric_in(texts[index])]
-                if heading is not None
+                index: cells.metric_in(texts[index]) or heading
+                for index, heading in best.columns.items()
             }
             best = _Header(stop, columns, texts)
         return best

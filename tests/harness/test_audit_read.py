@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from harness.audit import cells, latex
@@ -627,6 +627,7 @@ SOME = st.sampled_from([*PIECES.split(), "\n", " ", ",", " & "])
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
+@example(kind="csv", pieces=["HR@10\nHR@10HR@10|"], between="")
 @given(
     kind=st.sampled_from(["yaml", "json", "csv", "markdown", "latex"]),
     pieces=st.lists(SOME, max_size=40),
