@@ -180,9 +180,18 @@ class Dataset:
         Args:
             protocol: The readings.
             users: Only the first so many users that have a test target, renumbered from 0; 0 is all.
+
+        Raises:
+            InputError: nobody has a test target under these readings.
         """
         log = self._log
         places = _places(log, self.items, protocol)
+        if (places.test < 0).all():
+            raise InputError(
+                f"no user of data set '{self.name}' has a test target under "
+                f"protocol.same_item_history={protocol.same_item_history.name} "
+                f"protocol.cutoff={protocol.cutoff.name}; the defaults are drop and per_user"
+            )
         chosen = np.ones(len(log.offsets) - 1, dtype=bool)
         if users > 0:
             tested = np.nonzero(places.test >= 0)[0][:users]

@@ -51,6 +51,19 @@ def opened(folder: Path, users: list[list[Event]]) -> tuple[Dataset, list[list[E
     return dataset(folder, users), keep
 
 
+def data_has_tests(data: Dataset, protocol: ProtocolConfig) -> bool:
+    """False when a reading leaves nobody to test."""
+    try:
+        data.split(protocol)
+    except InputError:
+        return False
+    return True
+
+
+def readings_with_a_test(data: Dataset) -> list[ProtocolConfig]:
+    return [protocol for protocol in READINGS if data_has_tests(data, protocol)]
+
+
 def history(split: Split, targets: Targets, row: int) -> list[Event]:
     """What a method may read before a target, uncut."""
     start = int(split.events.offsets[targets.user[row]])
@@ -125,6 +138,11 @@ def test_every_reading_follows_the_protocols_sentences(
     users: list[list[Event]], protocol: ProtocolConfig, tmp_path: Path
 ) -> None:
     data, keep = opened(tmp_path, users)
+    if not data_has_tests(data, protocol):
+        assert not any(tell(events, protocol, None).test for events in keep) or (
+            protocol.cutoff is Cutoff.global_time
+        )
+        return
     split = data.split(protocol)
     assert (split.date is None) == (protocol.cutoff is Cutoff.per_user)
     for user, events in enumerate(keep):
@@ -142,7 +160,7 @@ def test_no_event_at_or_after_a_target_is_in_its_history(
     users: list[list[Event]], tmp_path: Path
 ) -> None:
     data, keep = opened(tmp_path, users)
-    for protocol in READINGS:
+    for protocol in readings_with_a_test(data):
         split = data.split(protocol)
         for kind in ("test", "validation"):
             targets: Targets = getattr(split, kind)
@@ -211,7 +229,7 @@ def test_fewer_users_are_the_first_tested_ones_renumbered(
     users: list[list[Event]], count: int, tmp_path: Path
 ) -> None:
     data, _ = opened(tmp_path, users)
-    for protocol in READINGS:
+    for protocol in readings_with_a_test(data):
         whole, part = data.split(protocol), data.split(protocol, count)
         chosen = whole.test.user.tolist()[:count]
         assert part.test.user.tolist() == list(range(len(chosen)))
@@ -239,7 +257,7 @@ def test_touched_items_are_all_of_a_users_events_whatever_the_reading(
     users: list[list[Event]], tmp_path: Path
 ) -> None:
     data, keep = opened(tmp_path, users)
-    for protocol in READINGS:
+    for protocol in readings_with_a_test(data):
         split = data.split(protocol)
         for user, events in enumerate(keep):
             assert touched(split, user) == sorted({item for item, _ in events})
@@ -303,6 +321,12 @@ def test_novel_only_takes_favors_of_untouched_items(tmp_path: Path) -> None:
     assert record(split, 1) == [*clicks(1, 2, 3, 4), (4, FAVOR)]
     start, end = split.train.offsets[1:3].tolist()
     assert split.train.target[start:end].tolist() == [True, True, True, True, False]
+
+
+def test_a_reading_that_leaves_nobody_to_test_is_one_line(tmp_path: Path) -> None:
+    data = dataset(tmp_path, [[*clicks(1, 2, 3, 4), (4, FAVOR)]])
+    with pytest.raises(InputError, match=r"'small' .* protocol.same_item_history=novel_only"):
+        data.split(NOVEL)
 
 
 def test_global_time_trains_and_validates_before_its_date_and_tests_after_it(
