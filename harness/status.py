@@ -51,7 +51,9 @@ def show(results: Path) -> None:
     queued = board.queued()
     console.print(
         f"{results}: {done} done, {len(working)} running, {len(queued)} queued, "
-        f"{len(failures)} failed"
+        f"{len(failures)} failed",
+        markup=False,
+        soft_wrap=True,
     )
     if working:
         console.print(live_table(working))

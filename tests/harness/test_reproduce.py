@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,23 +83,43 @@ def test_a_results_folder_that_cannot_be_written_is_named(
 
 def test_help_comes_without_torch() -> None:
     code = "import sys; from harness.reproduce import main; main(['--help']); print('torch' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert run.stdout.endswith("False\n")
     assert "python -m harness.reproduce table2" in run.stdout
 
 
-def test_a_plan_runs_nothing(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_runs_nothing(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["table2", *words, "--methods", "sasrec", "--seeds", "2", "--plan"]) == 0
     out = capsys.readouterr().out
     assert "7 cells wanted, 0 stored, 7 to run" in out  # two runs, five reference rows
     assert not (tmp_path / "results").exists()
 
 
-def start(words: Sequence[str], **options: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "harness.reproduce", *words],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,  # type: ignore[call-overload]
-    )  # fmt: skip
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts `reproduce` processes; whatever a failed test leaves running is ended."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def begin(words: Sequence[str], **options: object) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "harness.reproduce", *words],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,  # type: ignore[call-overload]
+        )  # fmt: skip
+        processes.append(process)
+        return process
+
+    yield begin
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -162,22 +182,38 @@ def state(pid: int) -> str:
         return "Z"
 
 
-LONG = ["--methods", "sasrec", "--seeds", "1", "train.epochs=25", "train.patience=25", "train.batch_size=4"]
+LONG = [
+    "--methods",
+    "sasrec",
+    "--seeds",
+    "1",
+    "train.epochs=25",
+    "train.patience=25",
+    "train.batch_size=4",
+]
 
 
 @pytest.mark.slow
-def test_a_table_is_run_stored_printed_and_not_run_again(words: list[str], tmp_path: Path) -> None:
+def test_a_table_is_run_stored_printed_and_not_run_again(
+    words: list[str], tmp_path: Path, start: Start
+) -> None:
     arguments = ["table2", *words, "--methods", "sasrec,mbstr", "--budget", "smoke"]
     code, out, err = finished(start(arguments))
     assert code == 0, err
     assert out.splitlines()[0].lower().startswith("demo")
     folder = tmp_path / "results" / "tables" / "table2" / "tiny"
-    assert {path.name for path in folder.iterdir()} == {f"table.{e}" for e in ("md", "csv", "tex", "json")}
+    assert {path.name for path in folder.iterdir()} == {
+        f"table.{e}" for e in ("md", "csv", "tex", "json")
+    }
     content = json.loads((folder / "table.json").read_text())
     assert content["target"] == "table2"
     assert content["data"][0]["demo"] is True
     assert {cell["method"] for cell in content["cells"]} >= {"SASRec", "MB-STR"}
-    random = [cell for cell in content["reference"] if cell["method"] == "Random" and cell["metric"] == "HR@10"]
+    random = [
+        cell
+        for cell in content["reference"]
+        if cell["method"] == "Random" and cell["metric"] == "HR@10"
+    ]
     assert random[0]["mean"] == pytest.approx(0.1)
     code, again, err = finished(start(arguments))
     assert (code, again) == (0, out)
@@ -185,7 +221,9 @@ def test_a_table_is_run_stored_printed_and_not_run_again(words: list[str], tmp_p
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_bit_equal(words: list[str], tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_and_ends_bit_equal(
+    words: list[str], tmp_path: Path, start: Start
+) -> None:
     results = tmp_path / "results"
     first = start(["table2", *words, *LONG, "--workers", "1"])
     wait_for_epoch(first, results, 3)
@@ -207,7 +245,7 @@ def test_a_killed_run_goes_on_and_ends_bit_equal(words: list[str], tmp_path: Pat
 
 @pytest.mark.slow
 def test_control_c_ends_cleanly_and_names_how_to_go_on(
-    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], tmp_path: Path, start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = tmp_path / "results"
     process = start(["table2", *words, *LONG, "--workers", "1"], start_new_session=True)
@@ -220,7 +258,11 @@ def test_control_c_ends_cleanly_and_names_how_to_go_on(
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     code, _, err = finished(process)
     assert code == 130
-    assert err.strip().splitlines()[-1].startswith("interrupted; what is finished is stored. To go on: ")
+    assert (
+        err.strip()
+        .splitlines()[-1]
+        .startswith("interrupted; what is finished is stored. To go on: ")
+    )
     assert "Traceback" not in err
     assert gone(workers)
     assert list((results / "checkpoints").glob("*.pt"))
@@ -228,8 +270,18 @@ def test_control_c_ends_cleanly_and_names_how_to_go_on(
 
 
 @pytest.mark.slow
-def test_two_at_once_share_the_work(words: list[str], tmp_path: Path) -> None:
-    arguments = ["table2", *words, "--methods", "sasrec", "--seeds", "4", "train.epochs=4", "--workers", "1"]
+def test_two_at_once_share_the_work(words: list[str], tmp_path: Path, start: Start) -> None:
+    arguments = [
+        "table2",
+        *words,
+        "--methods",
+        "sasrec",
+        "--seeds",
+        "4",
+        "train.epochs=4",
+        "--workers",
+        "1",
+    ]
     processes = [start(arguments) for _ in range(2)]
     ends = [finished(process) for process in processes]
     assert [end[0] for end in ends] == [0, 0], ends
@@ -242,8 +294,18 @@ def test_two_at_once_share_the_work(words: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_method_that_diverges_leaves_a_gap_with_its_reason(words: list[str], tmp_path: Path) -> None:
-    arguments = ["table2", *words, "--methods", "sasrec,mbstr", "--budget", "smoke", "model.learning_rate=1e30"]
+def test_a_method_that_diverges_leaves_a_gap_with_its_reason(
+    words: list[str], tmp_path: Path, start: Start
+) -> None:
+    arguments = [
+        "table2",
+        *words,
+        "--methods",
+        "sasrec,mbstr",
+        "--budget",
+        "smoke",
+        "model.learning_rate=1e30",
+    ]
     code, out, err = finished(start(arguments))
     assert code == 1
     assert "TrainingDivergedError" in err
@@ -254,7 +316,9 @@ def test_a_method_that_diverges_leaves_a_gap_with_its_reason(words: list[str], t
 
 
 @pytest.mark.slow
-def test_a_worker_killed_again_and_again_is_a_failed_cell(words: list[str], tmp_path: Path) -> None:
+def test_a_worker_killed_again_and_again_is_a_failed_cell(
+    words: list[str], tmp_path: Path, start: Start
+) -> None:
     results = tmp_path / "results"
     process = start(["table2", *words, *LONG, "--workers", "1"])
     for epoch in (2, 4):
