@@ -305,6 +305,7 @@ def test_a_method_that_diverges_leaves_a_gap_with_its_reason(
         "--budget",
         "smoke",
         "model.learning_rate=1e30",
+        "train.batch_size=4",
     ]
     code, out, err = finished(start(arguments))
     assert code == 1
