@@ -90,7 +90,7 @@ def test_write_json_keeps_the_old_file_when_it_fails(tmp_path: Path) -> None:
 
 def test_a_results_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("")
-    with pytest.raises(InputError, match="not writable.*--results"):
+    with pytest.raises(InputError, match=r"not writable.*--results"):
         Store(tmp_path / "results").ensure_writable()
 
 

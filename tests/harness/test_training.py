@@ -52,7 +52,7 @@ class Toy(DotProduct):
         return torch.optim.lr_scheduler.StepLR(optimiser, steps, 0.5)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -73,7 +73,7 @@ def train(
 
     def report(progress: Progress) -> None:
         if progress.epoch == die_after:
-            raise Killed
+            raise KilledError
 
     checkpoint = Checkpoint(path, {"code": made_by})
     return model, fit(model, toy_samples(), validate, CONFIG, 5, checkpoint, report)
@@ -82,7 +82,7 @@ def train(
 @pytest.mark.parametrize("die_after", [1, 3, 5])
 def test_a_killed_run_resumes_bit_equal(tmp_path: Path, die_after: int) -> None:
     straight, first = train(tmp_path / "straight.pt")
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(tmp_path / "killed.pt", die_after=die_after)
     torch.rand(100)  # another process has other random numbers behind it
     resumed, second = train(tmp_path / "killed.pt")
@@ -95,7 +95,7 @@ def test_a_killed_run_resumes_bit_equal(tmp_path: Path, die_after: int) -> None:
 
 
 def test_a_checkpoint_of_other_code_is_not_resumed(tmp_path: Path) -> None:
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(tmp_path / "run.pt", die_after=2, made_by="a")
     _, progress = train(tmp_path / "run.pt", made_by="b")
     assert progress.resumed == 0
@@ -106,7 +106,7 @@ def test_a_corrupt_checkpoint_is_set_aside_and_the_run_starts_again(
     tmp_path: Path, damage: bytes | None
 ) -> None:
     path = tmp_path / "run.pt"
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(path, die_after=2)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2] if damage is None else damage)
