@@ -33,7 +33,7 @@ from models.interface import (
     ModelConfig,
     Samples,
 )
-from models.layers import READINGS, Behaviors, DotProduct, Dropout
+from models.layers import READINGS, Behaviors, DotProduct, Dropout, Reading
 
 BLOCK = 1 << 20
 """Scores held at once (4 MiB in float32), so that a block of steps stays in the cache."""
@@ -569,6 +569,7 @@ class GRU4Rec(DotProduct):
         self.criterion = criterion(config)
         self.grid = GRIDS[config.batching]
         self.reading = READINGS[config.behaviors]()
+        self.cut = PASSES[config.batching, config.bptt]
         self.register_buffer("log_counts", torch.zeros(items + 1), persistent=False)
         self.register_buffer("odds", torch.zeros(items + 1, dtype=torch.float64), persistent=False)
         self._count(torch.ones(items + 1, dtype=torch.int64))
@@ -645,25 +646,7 @@ class GRU4Rec(DotProduct):
         The authors update after every event step, and the state carries over: under `parallel` and
         `bptt=one` that is done, with fresh negatives each. Otherwise there is one loss, `loss`.
         """
-        if (self.config.batching, self.config.bptt) != (Batching.parallel, Bptt.one):
-            yield self.loss(batch)
-            return
-        lanes = _Lanes(batch, self.grid(batch.history, self.config.lanes), self.reading)
-        states = self.start(lanes.items.shape[1])
-        for step, items in enumerate(lanes.items):
-            states = [state * ~lanes.starts[step].unsqueeze(1) for state in states]
-            after = [state.squeeze(1) for state in self.advance(items.unsqueeze(1), states)]
-            fed = (items > 0).unsqueeze(1)
-            after = [torch.where(fed, new, old) for new, old in zip(after, states, strict=True)]
-            states = [state.detach() for state in after]
-            lane = lanes.targets[step].nonzero().squeeze(1)
-            if len(lane):
-                extra = self.draw(batch.generator)
-                columns = lanes.targets[step : step + 1]
-                weights = lanes.weights[step, lane] / lanes.divisor
-                now = torch.zeros_like(lane)
-                cost = self.cost(after[-1][lane], now, lane, weights, columns, extra)
-                yield {"next_item": cost}
+        return self.cut(self, batch)
 
     def draw(self, generator: torch.Generator) -> Int[Tensor, " extra"]:
         """N items with replacement, in proportion to count ** alpha."""
@@ -728,6 +711,39 @@ class GRU4Rec(DotProduct):
             momentum=self.config.momentum,
             weight_decay=self.config.weight_decay,
         )
+
+
+def one_pass(model: GRU4Rec, batch: Batch) -> Iterator[Losses]:
+    """A batch at once."""
+    yield model.loss(batch)
+
+
+def stepwise_passes(model: GRU4Rec, batch: Batch) -> Iterator[Losses]:
+    """A step of all lanes at a time; the weights may move in between."""
+    lanes = _Lanes(batch, model.grid(batch.history, model.config.lanes), model.reading)
+    states = model.start(lanes.items.shape[1])
+    for step, items in enumerate(lanes.items):
+        states = [state * ~lanes.starts[step].unsqueeze(1) for state in states]
+        after = [state.squeeze(1) for state in model.advance(items.unsqueeze(1), states)]
+        fed = (items > 0).unsqueeze(1)
+        after = [torch.where(fed, new, old) for new, old in zip(after, states, strict=True)]
+        states = [state.detach() for state in after]
+        lane = lanes.targets[step].nonzero().squeeze(1)
+        if len(lane):
+            extra = model.draw(batch.generator)
+            columns = lanes.targets[step : step + 1]
+            weights = lanes.weights[step, lane] / lanes.divisor
+            now = torch.zeros_like(lane)
+            cost = model.cost(after[-1][lane], now, lane, weights, columns, extra)
+            yield {"next_item": cost}
+
+
+PASSES: dict[tuple[Batching, Bptt], Callable[[GRU4Rec, Batch], Iterator[Losses]]] = {
+    (Batching.padded, Bptt.full): one_pass,
+    (Batching.padded, Bptt.one): one_pass,
+    (Batching.parallel, Bptt.full): one_pass,
+    (Batching.parallel, Bptt.one): stepwise_passes,
+}
 
 
 def from_the_left(
@@ -811,7 +827,7 @@ class _BlockwiseCost(torch.autograd.Function):
 class _Lanes:
     """A window batch laid out in lanes: one row a step."""
 
-    def __init__(self, batch: Batch, grid: Grid, reading: Any) -> None:
+    def __init__(self, batch: Batch, grid: Grid, reading: Reading) -> None:
         history = batch.history
         read = reading.slots(history, reading.history(history).items.shape[1])
         row, slot = history.real.nonzero(as_tuple=True)
