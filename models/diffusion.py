@@ -1026,9 +1026,14 @@ class Denoising(Passed):
 
     def draw(self, like: Float[Tensor, "feature batch slot d"], rng: torch.Generator) -> Noise:
         """Standard normal draws for these features and a uniform step for each user."""
-        draws = like.new_empty(self.draws, *like.shape).normal_(generator=rng)
-        step = torch.empty_like(draws[0, 0, :, 0, 0], dtype=torch.int64)
-        return Noise(draws, step.random_(1, self.schedule.steps + 1, generator=rng))
+        # drawn where the generator lives, which may not be where the model does
+        draws = torch.randn(
+            self.draws, *like.shape, generator=rng, dtype=like.dtype, device=rng.device
+        )
+        step = torch.randint(
+            1, self.schedule.steps + 1, (like.shape[1],), generator=rng, device=rng.device
+        )
+        return Noise(draws.to(like.device), step.to(like.device))
 
     def forward(self, task: Task, noise: Noise | None) -> Denoised:
         """Training: x_T from the recorded or drawn noise, T steps back, and the stage's loss."""

@@ -484,6 +484,16 @@ def check(config: M3BSRConfig) -> None:
     for name, value in at_least_one.items():
         if value < 1:
             raise ValueError(f"{name}={value} is too small; choose 1 or more")
+    not_negative: dict[str, float] = {
+        "model.diffusion.steps_m": config.diffusion.steps_m,
+        "model.diffusion.steps_b": config.diffusion.steps_b,
+        "model.loss.lambda_c": config.loss.lambda_c,
+        "model.loss.lambda_m": config.loss.lambda_m,
+        "model.loss.lambda_b": config.loss.lambda_b,
+    }
+    for name, number in not_negative.items():
+        if number < 0:
+            raise ValueError(f"{name}={number} is negative; choose 0 or more")
     if config.loss.tau <= 0:
         raise ValueError(f"model.loss.tau={config.loss.tau} is no temperature; choose one above 0")
     if not 0 <= config.expert.dropout < 1:
