@@ -63,7 +63,7 @@ class Reference:
         """Four Linear layers, heads one by one."""
         query, key, value = (
             self.linear(f"{name}/{letter}", x, index)
-            for letter, x in zip("qkv", (u, c, c), strict=False)
+            for letter, x in zip("qkv", (u, c, c), strict=True)
         )
         heads = self.options["heads"]
         width = u.shape[1] // heads
@@ -98,7 +98,7 @@ class Reference:
             return self.linear(f"proj/{modality}", self.items.vectors[modality][item])
         ids = [item, *(values[item] for values in self.items.fields), user]
         tables = [self.w[f"emb/{name}"] for name in self.field_names]
-        x = self.linear("id1", np.concatenate([t[i] for t, i in zip(tables, ids, strict=False)]))
+        x = self.linear("id1", np.concatenate([t[i] for t, i in zip(tables, ids, strict=True)]))
         if self.options["input.id_mlp"] == "two_layer":
             x = self.linear("id2", np.maximum(x, 0))
         return x
@@ -269,7 +269,7 @@ class Reference:
         if modality == "diffusion" and not bypass:
             jobs = [(b, m, h[b, m], h[b, "id"]) for b, m in names]
             done, gaps = self.stage("m", jobs, user, mode)
-            for (b, m), x, gap in zip(names, done, gaps, strict=False):
+            for (b, m), x, gap in zip(names, done, gaps, strict=True):
                 h[b, m] = x
                 squares["m", b, m] = gap
         if modality == "mlp":
@@ -283,7 +283,7 @@ class Reference:
             image = self.options["behavior.condition"] == "image"
             jobs = [("cl", m, h["cl", m], h["fa", "im" if image else m]) for m in MODALITIES]
             done, gaps = self.stage("b", jobs, user, mode)
-            for m, x, gap in zip(MODALITIES, done, gaps, strict=False):
+            for m, x, gap in zip(MODALITIES, done, gaps, strict=True):
                 h["cl", m] = x
                 squares["b", "cl", m] = gap
         order = [(b, m) for b in BEHAVIOURS for m in MODALITIES]
@@ -324,7 +324,7 @@ class Reference:
             unit = width if self.options["diffusion.reduction"] == "mean" else 1
             losses[stage] += total / (unit * slots) if slots else 0.0
         main = np.mean(
-            [-log_softmax(row)[user.target - 1] for row, user in zip(logits, users, strict=False)]
+            [-log_softmax(row)[user.target - 1] for row, user in zip(logits, users, strict=True)]
         )
         contrasts = [one["contrast"] for one in each]
         contrast = 0.0 if contrasts[0] is None else float(np.mean(contrasts))

@@ -7,6 +7,7 @@ exist under one reading only, by their shape where the name is new).
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,7 @@ def check(pair: Pair) -> None:
                 pair.compare(name, evaluated.score_all(state)[:, 1:])
         else:
             pair.compare(name, ours[short])
-    entries = named(model)
+    entries = renamed(named(model), pair.below("w/"))
     for name in [name for name in pair.arrays if name.startswith("grad/")]:
         views = [view(parameter.grad) for parameter, view in entries[name.removeprefix("grad/")]]
         pair.compare(name, torch.cat(views).reshape(pair.arrays[name].shape))
@@ -93,17 +94,24 @@ def settings(pair: Pair) -> M3BSRConfig:
     sidecar = pair.sidecar
     config = M3BSRConfig(hidden=int(sidecar["config"]["d"]))
     config.expert.dropout = float(sidecar["config"].get("dropout", 0.0))
-    variants = []
+    told = sidecar | sidecar["config"] | sidecar["readings"]
+    variants = [told[key] for key in told if "ablation" in key or "variant" in key]
     for key, value in sidecar["readings"].items():
-        if isinstance(value, str) and value in VARIANTS:
-            variants.append(value)
-        else:
+        if value not in variants:
             put(config, key.removeprefix("model."), value)
-    told = (*sidecar.values(), *sidecar["config"].values())
-    variants += [value for value in told if isinstance(value, str) and value in VARIANTS]
     for name in variants:
-        config = VARIANTS[name](config)
+        config = ablated(config, name)
     return config
+
+
+def ablated(config: M3BSRConfig, name: Any) -> M3BSRConfig:
+    """An ablation by the paper's name, however it is punctuated; none for None or an empty name."""
+    if not name or name in ("none", "full"):
+        return config
+    words = re.sub("without|w/o|wo_|no_|[^a-z]", "", str(name).lower())
+    known = {re.sub("w/o|[^a-z]", "", key.lower()): key for key in VARIANTS}
+    (found,) = [key for short, key in known.items() if short.startswith(words) or short == words]
+    return VARIANTS[found](config)
 
 
 def put(config: Any, path: str, value: Any) -> None:
@@ -238,10 +246,7 @@ def encoder_names(name: str, encoders: list[Any]) -> dict[str, list[Part]]:
 def load_weights(pair: Pair, model: M3BSR) -> None:
     """Copy every array of the pair; each of ours must be met, each of theirs used."""
     theirs = pair.below("w/")
-    ours = named(model)
-    for name in list(ours):
-        if name not in theirs:
-            ours[match(name, ours, theirs)] = ours.pop(name)
+    ours = renamed(named(model), theirs)
     assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
     with torch.no_grad():
         for name, parts in ours.items():
@@ -252,18 +257,23 @@ def load_weights(pair: Pair, model: M3BSR) -> None:
                 view.copy_(part)
 
 
-def match(name: str, ours: dict[str, list[Part]], theirs: dict[str, Tensor]) -> str:
-    """The one unknown array of the same shape, kind (weight, bias, gain) and group."""
-    shape = torch.cat([view(parameter) for parameter, view in ours[name]]).shape
-    same = [
-        other
-        for other, array in theirs.items()
-        if other not in ours and array.numel() == shape.numel() and array.shape[-1] == shape[-1]
-    ]
-    kind = [other for other in same if other[-1] == name[-1]] or same
-    group = [other for other in kind if other[:2] == name[:2]] or kind
-    assert len(group) == 1, f"no single array for {name} {tuple(shape)}: {group}"
-    return group[0]
+def renamed(ours: dict[str, list[Part]], theirs: dict[str, Tensor]) -> dict[str, list[Part]]:
+    """Ours under their names: where one is new, the next unknown array of that shape and kind."""
+    found = {name: parts for name, parts in ours.items() if name in theirs}
+    for name in [name for name in ours if name not in theirs]:
+        shape = torch.cat([view(parameter) for parameter, view in ours[name]]).shape
+        same = [
+            other
+            for other, array in theirs.items()
+            if other not in found
+            and array.numel() == shape.numel()
+            and array.shape[-1] == shape[-1]
+        ]
+        kind = [other for other in same if other[-1] == name[-1]] or same
+        group = [other for other in kind if other[:2] == name[:2]] or kind
+        assert group, f"no array for {name} {tuple(shape)}"
+        found[group[0]] = ours[name]
+    return found
 
 
 # ----------------------------------------------------------------------------- inputs and noise
