@@ -88,7 +88,8 @@ def fixed_padding_cross_entropy(
     """Minus the log-softmax of each target over all rows of a tied table, row 0 a fixed class.
 
     Row 0 (padding) stands in the denominator, as in code that takes the whole table for its classes,
-    but is never trained: log(sum over items + exp(query . row 0)) - query . target row.
+    but is never trained: log(sum over items + exp(query . row 0)) - query . target row. (A padding
+    index keeps look-ups from moving the row; left to autograd, the tied scores would still move it.)
     """
     hit = (query * nn.functional.embedding(target, table)).sum(1)
     items = catalogue_cross_entropy(query, table, None, target) + hit
