@@ -203,8 +203,8 @@ class ChainConfig:
 
     gradient: ChainGradient = ChainGradient.full
     recompute: bool = False
-    """Keep the chain's states alone and recompute each step's attention when going back: about
-    half the memory for a large batch x hidden, a tenth more time; the same numbers."""
+    """Walk portions of users and forget their steps; going back, walk them again. For a large
+    batch x hidden: the memory of one portion, a third more time, the same numbers."""
 
 
 class DenoiserOut(Enum):
@@ -420,7 +420,7 @@ class Folded(ABC):
 
     @abstractmethod
     def chain(self, start: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
-        """xbar_{T-1} .. xbar_1 [path, feature, batch, slot, d] and xbar_0 of a chained D4."""
+        """xbar_{T-1} .. xbar_1 [path, feature, batch, slot, d] and xbar_0 of the chain of Eq. 8."""
 
 
 class FoldedAttention(Folded):
@@ -437,7 +437,6 @@ class FoldedAttention(Folded):
         self.keys, self.values, self.bias = keys.flatten(0, 1), values.flatten(0, 1), bias
         self.heads = heads
         self.straight = chain.gradient is ChainGradient.straight
-        self.recompute = chain.recompute
 
     def noise_of_users(self, x: Tensor, step: Tensor) -> Tensor:
         """See `Folded`."""
@@ -460,7 +459,7 @@ class FoldedAttention(Folded):
         """See `Folded`."""
         path, end = AttentionChain.apply(  # type: ignore[no-untyped-call]
             start.flatten(0, 1), self.keys, self.values, self.bias.flatten(1, 2), schedule,
-            self.heads, self.straight, self.recompute,
+            self.heads, self.straight,
         )  # fmt: skip
         return path.view(-1, *start.shape), end.view(start.shape)
 
@@ -477,18 +476,18 @@ class AttentionChain(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, start: Tensor, keys: Tensor, values: Tensor, bias: Tensor, schedule: Schedule,
-        heads: int, straight: bool, recompute: bool,
+        heads: int, straight: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """xbar_{T-1} .. xbar_1 and xbar_0; start [rows, slot, d], bias [step, rows, head_key]."""
         steps, slots = schedule.steps, start.shape[1]
         path = start.new_empty(steps - 1, *start.shape)
         end = torch.empty_like(start)
-        kept = start.new_empty(0 if recompute else steps, *keys.shape[:2], slots)
+        kept = start.new_empty(steps, *keys.shape[:2], slots)
         for part in parts_of(keys):
             state, key, value = start[part], keys[part], values[part]
             for t in range(steps, 0, -1):
                 scores = torch.baddbmm(bias[t - 1, part].unsqueeze(2), key, state.mT)
-                attention = attend_keys(scores, heads, None if recompute else kept[t - 1, part])
+                attention = attend_keys(scores, heads, kept[t - 1, part])
                 into = path[steps - t, part] if t > 1 else end[part]
                 root = 1 / math.sqrt(schedule.alpha[t - 1])
                 gain = -schedule.gamma[t - 1] * root
@@ -518,11 +517,7 @@ class AttentionChain(torch.autograd.Function):
             by_head = (len(key), ctx.heads, -1, start.shape[1])
             for t in range(1, steps + 1):
                 state = path[steps - t - 1, part] if t < steps else start[part]
-                if len(kept):
-                    attention = kept[t - 1, part]
-                else:
-                    scores = torch.baddbmm(bias[t - 1, part].unsqueeze(2), key, state.mT)
-                    attention = attend_keys(scores, ctx.heads)
+                attention = kept[t - 1, part]
                 root = 1 / math.sqrt(schedule.alpha[t - 1])
                 gain = -schedule.gamma[t - 1] * root
                 d_values[part].baddbmm_(attention, d_state, alpha=gain)
@@ -539,7 +534,7 @@ class AttentionChain(torch.autograd.Function):
                     d_next.baddbmm_(d_scores.mT, key)
                 d_state = d_next
             d_start[part] = d_state
-        return d_start, d_keys, d_values, d_bias, None, None, None, None
+        return d_start, d_keys, d_values, d_bias, None, None, None
 
 
 def parts_of(keys: Tensor) -> list[slice]:
@@ -565,7 +560,6 @@ class FoldedBlock(Folded):
         self.read = read
         self.time = time
         self.straight = chain.gradient is ChainGradient.straight
-        self.recompute = chain.recompute
 
     def noise_of_users(self, x: Tensor, step: Tensor) -> Tensor:
         """See `Folded`."""
@@ -585,10 +579,7 @@ class FoldedBlock(Folded):
         state = start
         for t in range(schedule.steps, 0, -1):
             source = state.detach() if self.straight else state
-            u = source + self.time[t - 1, :, None, None]
-            noise = (
-                checkpoint(self.read, u, use_reentrant=False) if self.recompute else self.read(u)
-            )
+            noise = self.read(source + self.time[t - 1, :, None, None])
             state = (state - schedule.gamma[t - 1] * noise) / math.sqrt(schedule.alpha[t - 1])
             states.append(state)
         path = torch.stack(states[:-1]) if len(states) > 1 else start.new_empty(0, *start.shape)
@@ -891,8 +882,8 @@ class Denoised:
     features: Float[Tensor, "feature batch slot d"]
     loss: Float[Tensor, ""] | None = None
     """Unweighted, summed over features; None where the part has no loss."""
-    start: Float[Tensor, "feature batch slot d"] | None = None
-    """x_T."""
+    levels: Levels | None = None
+    """x_1 .. x_T."""
     path: Float[Tensor, "path feature batch slot d"] | None = None
     """xbar_{T-1} .. xbar_1."""
 
@@ -999,7 +990,7 @@ class NoisedStart(nn.Module):
 
 
 class Denoising(Passed):
-    """One CDMD stage: noise its features (D2), walk them back under a condition (D3, D4)."""
+    """One CDMD stage: noise its features (Eq. 7), walk them back under a condition (Eq. 8, 9)."""
 
     def __init__(
         self, config: DenoisingConfig, sets: Sequence[Sequence[int]], steps: int, start: nn.Module
@@ -1023,6 +1014,7 @@ class Denoising(Passed):
         self.distance = DISTANCES[config.diffusion.loss]
         self.unit = config.hidden if config.diffusion.reduction is Reduction.mean else 1
         self.start = start
+        self.walk = self._in_portions if config.chain.recompute else self._at_once
 
     def draw(self, like: Float[Tensor, "feature batch slot d"], rng: torch.Generator) -> Noise:
         """Standard normal draws for these features and a uniform step for each user."""
@@ -1036,14 +1028,41 @@ class Denoising(Passed):
         return Noise(draws.to(like.device), step.to(like.device))
 
     def forward(self, task: Task, noise: Noise | None) -> Denoised:
-        """Training: x_T from the recorded or drawn noise, T steps back, and the stage's loss."""
+        """Training: noise of Eq. 7, T steps back (Eq. 8), and the loss of Eq. 10 or 13."""
         assert noise is not None
+        weight = task.real.to(task.x0) / (task.real.sum().clamp(min=1) * self.unit)
+        return self.walk(task, noise, weight)
+
+    def _at_once(self, task: Task, noise: Noise, weight: Tensor) -> Denoised:
+        """All users together."""
         levels = self.levels(self.schedule, task.x0, noise.draws)
         predictor = self.predictor(task)
         path, end = self.reverse(levels, predictor, self.schedule)
-        weight = task.real.to(task.x0) / (task.real.sum().clamp(min=1) * self.unit)
         walk = Walk(levels, path, end, predictor, noise.step, self.schedule, weight)
-        return Denoised(end, self.distance(walk), levels.at(self.schedule.steps), path)
+        return Denoised(end, self.distance(walk), levels, path)
+
+    def _in_portions(self, task: Task, noise: Noise, weight: Tensor) -> Denoised:
+        """Some users at a time, whose steps are walked again when going back."""
+
+        def walk(part: slice) -> tuple[Tensor, Tensor]:
+            own = Task(
+                task.x0[:, part], task.condition[:, part], task.attend[part], task.real[part],
+                task.group,
+            )  # fmt: skip
+            drawn = Noise(noise.draws[:, :, part], noise.step[part])
+            done = self._at_once(own, drawn, weight[part])
+            assert done.loss is not None
+            return done.features, done.loss
+
+        users = task.x0.shape[1]
+        each = max(1, PORTION // max(1, self.schedule.steps * task.x0[:, :1].numel()))
+        done = [
+            checkpoint(walk, slice(low, low + each), use_reentrant=False, preserve_rng_state=False)
+            for low in range(0, users, each)
+        ]
+        return Denoised(
+            torch.cat([end for end, _ in done], 1), torch.stack([loss for _, loss in done]).sum()
+        )
 
     def evaluate(self, task: Task) -> Float[Tensor, "feature batch slot d"]:
         """Evaluation: T steps back from the start of R4."""
@@ -1064,6 +1083,9 @@ class TrainingOnlyDenoising(Denoising):
         """The features."""
         return task.x0
 
+
+PORTION = 1 << 24
+"""Values of one portion's chain under `chain.recompute`: 64 MiB in float32."""
 
 LEVELS = {ForwardNoise.closed: closed_levels, ForwardNoise.chain: chain_levels}
 

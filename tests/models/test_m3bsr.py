@@ -101,17 +101,13 @@ def unrolled(start: Tensor, folded: Any, schedule: Schedule, straight: bool) -> 
     return states
 
 
-@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("gradient", ["full", "straight"])
 @pytest.mark.parametrize("block", ["attention", "block"])
 def test_chain_and_its_gradient_equal_the_unrolled_steps(
-    block: str, gradient: str, recompute: bool, monkeypatch: pytest.MonkeyPatch
+    block: str, gradient: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("models.diffusion.CACHED", 150)  # several portions
-    config = small(
-        denoiser__block=block, chain__gradient=gradient, chain__recompute=recompute,
-        init__denoiser_out="xavier",
-    )  # fmt: skip
+    config = small(denoiser__block=block, chain__gradient=gradient, init__denoiser_out="xavier")
     torch.manual_seed(0)
     part = denoiser(2, 4, config).double()
     schedule = Schedule(config.schedule, 4)
@@ -141,7 +137,7 @@ def test_backward_of_the_chain_passes_gradcheck() -> None:
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
 
     def chain(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-        return AttentionChain.apply(*tensors, schedule, 2, False, False)
+        return AttentionChain.apply(*tensors, schedule, 2, False)
 
     assert torch.autograd.gradcheck(chain, inputs)
 
@@ -154,8 +150,8 @@ def test_at_the_start_the_chain_predicts_no_noise() -> None:
     training = model.training_pass(click, favor, noise)
     gain = 1 / math.sqrt(Schedule(ScheduleConfig(), 4).product[-1])
     for stage in (*training.modality, training.behavior):
-        assert stage.start is not None
-        assert torch.allclose(stage.features, stage.start * gain)
+        assert stage.levels is not None
+        assert torch.allclose(stage.features, stage.levels.at(4) * gain)
     clicks, _ = model.input(click, favor)
     evaluated = model.modality.evaluate(model.modality_task(clicks, 0))
     assert torch.allclose(evaluated, clicks.x[:2] * gain)
@@ -184,6 +180,25 @@ def test_levels_of_one_user_are_those_of_its_own_step() -> None:
     mine = levels.of_users(torch.tensor([5, 1, 3]))
     for user, t in enumerate((5, 1, 3)):
         assert torch.allclose(mine[:, user], levels.at(t)[:, user])
+
+
+@pytest.mark.parametrize(
+    "overrides", [{}, {"diffusion__loss": "noise"}, {"pooling": "mean"}], ids=str
+)
+def test_recomputed_chains_give_the_same_losses_and_gradients(
+    overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.diffusion.PORTION", 800)  # a few users at a time
+    found = []
+    for recompute in (False, True):
+        model = shaken(small(chain__recompute=recompute, **overrides))
+        terms = model.loss(batch())
+        torch.stack(list(terms.values())).sum().backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        found.append(terms | gradients)
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        assert torch.allclose(value, found[1][name], rtol=0, atol=1e-12), name
 
 
 def test_stages_may_have_steps_of_their_own() -> None:

@@ -355,10 +355,12 @@ def outputs(training: TrainingPass, length: int) -> dict[str, Tensor]:
         "y": training.interests.user,
     }
     of_click, of_favor = training.modality
-    if of_click.start is not None and of_favor.start is not None:
-        found["noised_m"] = torch.cat([frames["cl"](of_click.start), frames["fa"](of_favor.start)])
-    if training.behavior.start is not None:
-        found["noised_b"] = frames["cl"](training.behavior.start)
+    if of_click.levels is not None and of_favor.levels is not None:
+        ends = [part.levels.at(len(part.levels.mean)) for part in (of_click, of_favor)]
+        found["noised_m"] = torch.cat([frames["cl"](ends[0]), frames["fa"](ends[1])])
+    levels = training.behavior.levels
+    if levels is not None:
+        found["noised_b"] = frames["cl"](levels.at(len(levels.mean)))
     stages = (("m", "cl", of_click), ("m", "fa", of_favor), ("b", "cl", training.behavior))
     for stage, side, part in stages:
         if part.path is not None:
