@@ -83,6 +83,8 @@ class TrainConfig:
     """Samples (prefixes or windows) a step (section 5.1.3)."""
     samples: int = 0
     """Training samples drawn, without repetition, for one epoch; 0 is all of them."""
+    passes: int = 1
+    """Times that the samples are gone through in one epoch (budget quick: more where they are few)."""
     windows: Windows = Windows.last
     """For methods trained at all places."""
     evaluation_batch: int = 512

@@ -10,7 +10,7 @@ Item ids are 1..items and 0 is padding; user ids are 0..users-1 and have no padd
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 from typing import Any, ClassVar
@@ -205,6 +205,14 @@ class Recommender(nn.Module, ABC):
     @abstractmethod
     def loss(self, batch: Batch) -> Losses:
         """Terms of the training loss, weighted, each a scalar."""
+
+    def passes(self, batch: Batch) -> Iterator[Losses]:
+        """The losses of a batch, one after the other, with an update after each: one, by default.
+
+        A method whose authors update more often than once a batch yields as often (GRU4Rec does so
+        after every step of its session-parallel lanes).
+        """
+        yield self.loss(batch)
 
     @abstractmethod
     def encode(self, history: History) -> State:

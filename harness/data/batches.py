@@ -136,6 +136,7 @@ class TrainingSamples:
     ) -> None:
         self.size = train.batch_size
         self.per_epoch = train.samples
+        self.passes = train.passes
         self.maker = (
             _Prefixes(split.train, protocol)
             if kind is Samples.prefix
@@ -143,9 +144,16 @@ class TrainingSamples:
         )
 
     def __len__(self) -> int:
-        """Samples of one epoch."""
+        """Samples of one pass."""
         there = len(self.maker.lengths)
         return min(self.per_epoch, there) if self.per_epoch else there
+
+    @property
+    def batches(self) -> int:
+        """Batches of one epoch."""
+        buckets = [self.size * BUCKET] * (len(self) // (self.size * BUCKET))
+        buckets.append(len(self) - sum(buckets))
+        return self.passes * sum(-(-bucket // self.size) for bucket in buckets)
 
     def epoch(self, order: torch.Generator, draws: torch.Generator) -> Iterator[Batch]:
         """One epoch's batches, shuffled; samples of like length share a batch.
@@ -154,6 +162,11 @@ class TrainingSamples:
             order: Stream of the shuffling.
             draws: Stream that each batch carries for the method's own draws.
         """
+        for _ in range(self.passes):
+            yield from self._one_pass(order, draws)
+
+    def _one_pass(self, order: torch.Generator, draws: torch.Generator) -> Iterator[Batch]:
+        """Every sample once, or `train.samples` of them."""
         chosen = torch.randperm(len(self.maker.lengths), generator=order)[: len(self)]
         buckets = chosen.split(self.size * BUCKET)
         batches: list[Tensor] = []

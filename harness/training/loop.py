@@ -125,8 +125,7 @@ def fit(
     order = torch_stream(seed, "order")
     draws = torch_stream(seed, "draws", model.device)
     optimiser = model.optimiser()
-    batches = -(-len(samples) // train.batch_size)
-    schedule = model.schedule(optimiser, batches)
+    schedule = model.schedule(optimiser, samples.batches)
     progress, best = Progress(), deepcopy(model.state_dict())
 
     state = checkpoint.load()
@@ -146,22 +145,25 @@ def fit(
         model.train()
         model.begin_epoch(progress.epoch, draws)
         sums: dict[str, float] = {}
-        for step, batch in enumerate(samples.epoch(order, draws)):
+        updates = 0
+        for batch in samples.epoch(order, draws):
             if stop():
                 raise StoppedError
-            losses = model.loss(batch.to(model.device))
-            total = checked_total(losses, progress.epoch, step)
-            optimiser.zero_grad(set_to_none=True)
-            total.backward()
-            optimiser.step()
+            for losses in model.passes(batch.to(model.device)):
+                updates += 1
+                total = checked_total(losses, progress.epoch, updates)
+                optimiser.zero_grad(set_to_none=True)
+                total.backward()
+                optimiser.step()
+                for name, term in {"loss": total, **losses}.items():
+                    sums[name] = sums.get(name, 0.0) + float(term.detach())
             if schedule is not None:
                 schedule.step()
-            for name, term in {"loss": total, **losses}.items():
-                sums[name] = sums.get(name, 0.0) + float(term.detach()) / batches
+        means = {name: total / updates for name, total in sums.items()}
         score = validate(model)
         progress.epoch += 1
         progress.curve.append(
-            {"epoch": progress.epoch, **sums, "NDCG@10": score,
+            {"epoch": progress.epoch, **means, "NDCG@10": score,
              "seconds": time.perf_counter() - started}
         )  # fmt: skip
         if score > progress.best:
@@ -179,12 +181,15 @@ def fit(
     return progress
 
 
-def checked_total(losses: Losses, epoch: int, step: int) -> torch.Tensor:
-    """Sum of the terms. Raises TrainingDivergedError when it is NaN or infinite."""
+def checked_total(losses: Losses, epoch: int, update: int) -> torch.Tensor:
+    """Sum of the terms. Raises TrainingDivergedError when it is NaN or infinite.
+
+    `epoch` counts from 0, `update` (steps of the optimiser in it) from 1.
+    """
     total = torch.stack(list(losses.values())).sum()
     if not math.isfinite(float(total.detach())):
         terms = ", ".join(f"{name}={float(term.detach()):.4g}" for name, term in losses.items())
         raise TrainingDivergedError(
-            f"loss not finite in epoch {epoch + 1}, step {step + 1}: {terms}"
+            f"loss not finite in epoch {epoch + 1}, update {update}: {terms}"
         )
     return total

@@ -207,3 +207,14 @@ def test_an_epoch_has_every_sample_once_and_a_cap_takes_other_ones_each_time() -
     ]
     assert len(capped) == len(epochs[0]) == 20
     assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("kind", Samples, ids=str)
+@pytest.mark.parametrize("passes", [1, 3])
+def test_the_number_of_batches_of_an_epoch_is_known_before_it(kind: Samples, passes: int) -> None:
+    train = interactions(random_users(8, users=90))
+    config = TrainConfig(batch_size=3, passes=passes)
+    made = TrainingSamples(split_of(train), kind, ProtocolConfig(), config)
+    sizes = [len(b.history.user) for b in made.epoch(torch_stream(1, "a"), torch_stream(1, "b"))]
+    assert len(sizes) == made.batches
+    assert sum(sizes) == passes * len(made)

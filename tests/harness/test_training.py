@@ -135,8 +135,8 @@ def test_patience_ends_the_run_with_the_weights_of_the_best_epoch(tmp_path: Path
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_terms(bad: float) -> None:
-    with pytest.raises(TrainingDivergedError, match=r"epoch 3, step 8: main=1, other=(nan|inf)"):
-        checked_total({"main": torch.tensor(1.0), "other": torch.tensor(bad)}, 2, 7)
+    with pytest.raises(TrainingDivergedError, match=r"epoch 3, update 8: main=1, other=(nan|inf)"):
+        checked_total({"main": torch.tensor(1.0), "other": torch.tensor(bad)}, 2, 8)
 
 
 def test_stopping_leaves_the_checkpoint_of_the_last_epoch(tmp_path: Path) -> None:
