@@ -25,7 +25,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from models.interface import ModelConfig
 
@@ -203,7 +202,7 @@ class ChainConfig:
 
     gradient: ChainGradient = ChainGradient.full
     recompute: bool = False
-    """Walk portions of users and forget their steps; going back, walk them again. For a large
+    """Forget what a portion of users computed and compute it again when going back. For a large
     batch x hidden: the memory of one portion, a third more time, the same numbers."""
 
 
@@ -344,6 +343,10 @@ class Noise:
     draws: Float[Tensor, "draw feature batch slot d"]
     step: Int[Tensor, " batch"]
     """In 1..T."""
+
+    def of(self, users: Int[Tensor, " some"], slots: int) -> Noise:
+        """The noise of some users' last slots."""
+        return Noise(self.draws[:, :, users, -slots:], self.step[users])
 
 
 @dataclass(frozen=True)
@@ -897,8 +900,8 @@ class Task:
     """As many features as x0, or one that serves them all."""
     attend: Bool[Tensor, "batch key"]
     """Keys of the condition that are attended."""
-    real: Bool[Tensor, "batch slot"]
-    """Slots that the loss counts."""
+    share: Float[Tensor, "batch slot"]
+    """What each slot counts in the loss: 0, or 1 / real slots of the batch (R19)."""
     group: int = 0
     """Which row of R15's table of weight sets: click 0, favor 1."""
 
@@ -1014,7 +1017,6 @@ class Denoising(Passed):
         self.distance = DISTANCES[config.diffusion.loss]
         self.unit = config.hidden if config.diffusion.reduction is Reduction.mean else 1
         self.start = start
-        self.walk = self._in_portions if config.chain.recompute else self._at_once
 
     def draw(self, like: Float[Tensor, "feature batch slot d"], rng: torch.Generator) -> Noise:
         """Standard normal draws for these features and a uniform step for each user."""
@@ -1030,39 +1032,12 @@ class Denoising(Passed):
     def forward(self, task: Task, noise: Noise | None) -> Denoised:
         """Training: noise of Eq. 7, T steps back (Eq. 8), and the loss of Eq. 10 or 13."""
         assert noise is not None
-        weight = task.real.to(task.x0) / (task.real.sum().clamp(min=1) * self.unit)
-        return self.walk(task, noise, weight)
-
-    def _at_once(self, task: Task, noise: Noise, weight: Tensor) -> Denoised:
-        """All users together."""
         levels = self.levels(self.schedule, task.x0, noise.draws)
         predictor = self.predictor(task)
         path, end = self.reverse(levels, predictor, self.schedule)
+        weight = task.share / self.unit
         walk = Walk(levels, path, end, predictor, noise.step, self.schedule, weight)
         return Denoised(end, self.distance(walk), levels, path)
-
-    def _in_portions(self, task: Task, noise: Noise, weight: Tensor) -> Denoised:
-        """Some users at a time, whose steps are walked again when going back."""
-
-        def walk(part: slice) -> tuple[Tensor, Tensor]:
-            own = Task(
-                task.x0[:, part], task.condition[:, part], task.attend[part], task.real[part],
-                task.group,
-            )  # fmt: skip
-            drawn = Noise(noise.draws[:, :, part], noise.step[part])
-            done = self._at_once(own, drawn, weight[part])
-            assert done.loss is not None
-            return done.features, done.loss
-
-        users = task.x0.shape[1]
-        each = max(1, PORTION // max(1, self.schedule.steps * task.x0[:, :1].numel()))
-        done = [
-            checkpoint(walk, slice(low, low + each), use_reentrant=False, preserve_rng_state=False)
-            for low in range(0, users, each)
-        ]
-        return Denoised(
-            torch.cat([end for end, _ in done], 1), torch.stack([loss for _, loss in done]).sum()
-        )
 
     def evaluate(self, task: Task) -> Float[Tensor, "feature batch slot d"]:
         """Evaluation: T steps back from the start of R4."""
@@ -1083,9 +1058,6 @@ class TrainingOnlyDenoising(Denoising):
         """The features."""
         return task.x0
 
-
-PORTION = 1 << 24
-"""Values of one portion's chain under `chain.recompute`: 64 MiB in float32."""
 
 LEVELS = {ForwardNoise.closed: closed_levels, ForwardNoise.chain: chain_levels}
 

@@ -441,29 +441,29 @@ def without_self(similarity: Float[Tensor, "batch vector vector"]) -> Tensor:
 
 def printed_disentanglement(
     vectors: Float[Tensor, "batch vector d"], tau: float
-) -> Float[Tensor, ""]:
+) -> Float[Tensor, " batch"]:
     """R9 `printed`: Eq. 20 to the letter.
 
     It does not separate: its floor n (n - 1) log(n - 1), 42 log 6 for 7 vectors, is attained
     wherever all similarities are equal, for instance when all vectors are one.
     """
     scaled = without_self(cosines(vectors)) / tau
-    return -scaled.log_softmax(2).sum((1, 2)).mean()
+    return -scaled.log_softmax(2).sum((1, 2))
 
 
 def separate_disentanglement(
     vectors: Float[Tensor, "batch vector d"], tau: float
-) -> Float[Tensor, ""]:
+) -> Float[Tensor, " batch"]:
     """R9 `separate`: the denominators of Eq. 20 alone; least for a simplex (cosines -1/(n - 1))."""
-    return tau * (without_self(cosines(vectors)) / tau).logsumexp(2).mean()
+    return tau * (without_self(cosines(vectors)) / tau).logsumexp(2).mean(1)
 
 
 def orthogonal_disentanglement(
     vectors: Float[Tensor, "batch vector d"], tau: float
-) -> Float[Tensor, ""]:
+) -> Float[Tensor, " batch"]:
     """R9 `orthogonal`: mean squared cosine; tau is not read."""
     del tau
-    return without_self(cosines(vectors)).square().mean()
+    return without_self(cosines(vectors)).square().mean((1, 2))
 
 
 DISENTANGLEMENTS = {

@@ -32,7 +32,7 @@ from models.experts import (
     printed_disentanglement,
 )
 from models.interface import Batch, Behaviour, History
-from models.m3bsr import M3BSR, M3BSRConfig, repaired
+from models.m3bsr import M3BSR, M3BSRConfig, portions, repaired
 from models.variants import VARIANTS
 from tests.models.m3bsr_world import EVENTS, ITEMS, batch, catalogue, history, shaken, small
 
@@ -188,7 +188,7 @@ def test_levels_of_one_user_are_those_of_its_own_step() -> None:
 def test_recomputed_chains_give_the_same_losses_and_gradients(
     overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("models.diffusion.PORTION", 800)  # a few users at a time
+    monkeypatch.setattr("models.m3bsr.PORTION", 200)  # a few users at a time
     found = []
     for recompute in (False, True):
         model = shaken(small(chain__recompute=recompute, **overrides))
@@ -199,6 +199,31 @@ def test_recomputed_chains_give_the_same_losses_and_gradients(
     assert found[0].keys() == found[1].keys()
     for name, value in found[0].items():
         assert torch.allclose(value, found[1][name], rtol=0, atol=1e-12), name
+
+
+@pytest.mark.parametrize(
+    "overrides", [{}, {"diffusion__loss": "noise"}, {"forward__noise": "chain"}]
+)
+def test_portions_of_like_lengths_change_nothing(
+    overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for portion in (1 << 17, 200, 1):
+        monkeypatch.setattr("models.m3bsr.PORTION", portion)
+        model = shaken(small(sampling__eval_start="noised", **overrides))
+        parts = portions(*model.input(*model.split(history(EVENTS))))
+        assert len(parts) == {1 << 17: 1, 200: 4, 1: len(EVENTS)}[portion]
+        terms = model.loss(batch())
+        torch.stack(list(terms.values())).sum().backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        found.append(terms | gradients | {"scores": model.encode(history(EVENTS))})
+    widths = [clicks.x.shape[2] for _, clicks, _ in parts]
+    assert widths == sorted(widths)
+    assert widths[0] < widths[-1]
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        for name, value in found[0].items():
+            assert torch.allclose(value, other[name], rtol=0, atol=1e-12), name
 
 
 def test_stages_may_have_steps_of_their_own() -> None:
@@ -284,7 +309,7 @@ def test_printed_loss_is_least_under_total_collapse(count: int) -> None:
     floor = count * (count - 1) * math.log(count - 1)
     collapsed = torch.randn(3, 1, 8, dtype=torch.float64).expand(-1, count, -1)
     collapsed = collapsed.clone().requires_grad_()
-    loss = printed_disentanglement(collapsed, 0.3)
+    loss = printed_disentanglement(collapsed, 0.3).mean()
     loss.backward()
     assert loss.item() == pytest.approx(floor, rel=1e-12)
     assert float(collapsed.grad.abs().max()) < 1e-12
@@ -307,7 +332,7 @@ def descend(kind: DisentangleLoss, steps: int = 400) -> tuple[float, float, floa
 
     first = mean_cosine()
     for _ in range(steps):
-        loss = DISENTANGLEMENTS[kind](vectors, 0.3)
+        loss = DISENTANGLEMENTS[kind](vectors, 0.3).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
