@@ -12,7 +12,6 @@ import shutil
 import tempfile
 import time
 import warnings
-import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
+from harness.config import digest
 from harness.errors import InputError
 
 RANKS = ("user", "above", "tied", "above_full", "tied_full", "untouched")
@@ -126,7 +126,7 @@ class Store:
                 np.savez_compressed(file, **ranks)
                 file.flush()
                 os.fsync(file.fileno())
-            write_json(scratch / "record.json", content)
+            write_json(scratch / "record.json", content | {"sha256": digest(content)})
             scratch.chmod(0o755)
             self._replace(scratch, self.cells / record.key)
         except BaseException:
@@ -146,24 +146,21 @@ class Store:
     def load(self, key: str) -> Record | None:
         """A record with its ranks, or None. A corrupt one is set aside with a warning: None."""
         folder = self.cells / key
-        if not folder.is_dir():
+        there = _identity(folder)
+        if there is None:
             return None
         try:
-            content = json.loads((folder / "record.json").read_text(encoding="utf8"))
-            content["fingerprints"] = Fingerprints(**content["fingerprints"])
-            with (
-                (folder / "ranks.npz").open("rb") as file,
-                np.load(file, allow_pickle=False) as arrays,
-            ):
-                ranks = Ranks(**{name: arrays[name] for name in RANKS})
-            if content["key"] != key or len({len(getattr(ranks, name)) for name in RANKS}) != 1:
-                raise ValueError("key or lengths disagree")
-            return Record(**content, ranks=ranks)
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            record = _read(folder)
+            if record.key != key:
+                raise ValueError(f"its key is {record.key[:12]}")
+        except Exception as error:  # noqa: BLE001 -- whatever a damaged file makes its readers say
+            if _identity(folder) != there:  # another process replaced it while it was read
+                return self.load(key)
             set_aside(
                 folder, f"record {key[:12]} cannot be read ({error}); it will be computed again"
             )
             return None
+        return record if _identity(folder) == there else self.load(key)
 
     def records(self) -> Iterator[Record]:
         """Every readable record, in the order of keys."""
@@ -176,10 +173,42 @@ class Store:
                     yield record
 
 
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another one that took its name; None where there is none."""
+    try:
+        state = folder.stat()
+    except OSError:
+        return None
+    return (state.st_ino, state.st_mtime_ns)
+
+
+def _read(folder: Path) -> Record:
+    """A stored record. Raises whatever its readers raise when something is wrong with it."""
+    content = json.loads((folder / "record.json").read_text(encoding="utf8"))
+    if content.pop("sha256") != digest(content):
+        raise ValueError("checksum of record.json")
+    content["fingerprints"] = Fingerprints(**content["fingerprints"])
+    with (
+        (folder / "ranks.npz").open("rb") as file,
+        np.load(file, allow_pickle=False) as arrays,
+    ):
+        ranks = Ranks(**{name: arrays[name] for name in RANKS})
+    if len({len(getattr(ranks, name)) for name in RANKS}) != 1:
+        raise ValueError("lengths disagree")
+    return Record(**content, ranks=ranks)
+
+
 def set_aside(path: Path, why: str) -> None:
     """Rename something unreadable to NAME.corrupt-TIME and warn; nothing is deleted."""
     aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
-    path.rename(aside)
+    try:
+        path.rename(aside)
+    except FileNotFoundError:  # another process did so first, and has warned
+        return
+    except OSError as error:
+        warnings.warn(f"{why}; it stays, for it cannot be renamed ({error.strerror})",
+                      RuntimeWarning, stacklevel=3)  # fmt: skip
+        return
     warnings.warn(f"{why}; kept as {aside.name}", RuntimeWarning, stacklevel=3)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from harness.config import Cell, ProtocolConfig, Scope, cell_key, plain
 from harness.errors import InputError, unknown
 from harness.seeding import stream, torch_stream
-from harness.store import Fingerprints, Ranks, Record, Store, write_json
+from harness.store import RANKS, Fingerprints, Ranks, Record, Store, write_json
 
 
 def record(seed: int = 1, above: int = 3) -> Record:
@@ -69,6 +70,66 @@ def test_a_corrupt_record_is_set_aside_with_a_warning(tmp_path: Path, damage: st
     assert [path for path in store.cells.iterdir() if ".corrupt-" in path.name]
     assert store.load(kept.key) is None
     assert list(store.records()) == []
+
+
+def test_a_record_changed_anywhere_is_set_aside_and_nothing_is_raised(tmp_path: Path) -> None:
+    store, kept = Store(tmp_path), record()
+    draws = stream(5, "damage")
+    for name in ("ranks.npz", "record.json"):
+        for _ in range(60):
+            store.save(kept)
+            path = store.cells / kept.key / name
+            content = bytearray(path.read_bytes())
+            if draws.random() < 0.3:
+                content = content[: int(draws.integers(len(content)))]
+            else:
+                content[int(draws.integers(len(content)))] ^= 1 << int(draws.integers(8))
+            path.write_bytes(content)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                loaded = store.load(kept.key)
+            if (
+                loaded is not None
+            ):  # a byte that means nothing: a space, a time stamp of the archive
+                assert loaded == kept
+                for field in RANKS:
+                    np.testing.assert_array_equal(
+                        getattr(loaded.ranks, field), getattr(kept.ranks, field)
+                    )
+
+
+def test_a_record_that_another_process_replaces_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    store.save(record(above=3))
+    load_arrays = np.load
+
+    def replaced_meanwhile(*arguments: object, **options: object) -> object:
+        monkeypatch.setattr(np, "load", load_arrays)
+        store.save(record(above=7))
+        raise FileNotFoundError("ranks.npz")
+
+    monkeypatch.setattr(np, "load", replaced_meanwhile)
+    loaded = store.load(record().key)
+    assert loaded is not None
+    assert loaded.ranks is not None
+    assert loaded.ranks.above[0] == 7
+
+
+def test_a_damaged_file_that_cannot_be_renamed_is_only_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, kept = Store(tmp_path), record()
+    store.save(kept)
+    (store.cells / kept.key / "record.json").write_text("{")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.warns(RuntimeWarning, match="cannot be renamed"):
+        assert store.load(kept.key) is None
 
 
 def test_a_failed_write_leaves_the_old_record_and_no_rest(tmp_path: Path) -> None:
