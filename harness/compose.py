@@ -6,6 +6,7 @@ Order, later wins: the config's defaults, the budget, the stored settings of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -22,7 +23,7 @@ from omegaconf import OmegaConf
 
 from harness.config import Cell
 from harness.errors import InputError, unknown
-from harness.zoo import Method, find
+from harness.zoo import Method
 
 TUNED = Path(__file__).resolve().parents[1] / "results" / "tuned"
 
@@ -44,6 +45,22 @@ SETTINGS: dict[Budget, dict[str, Any]] = {
 
 SEEDS = {Budget.smoke: 1, Budget.quick: 3, Budget.paper: 5}
 """Runs of each method, unless --seeds says otherwise."""
+
+
+LEAST: dict[str, float] = {
+    "users": 0,
+    "model.hidden": 1,
+    "model.learning_rate": 0,
+    "model.weight_decay": 0,
+    "train.epochs": 1,
+    "train.patience": 1,
+    "train.batch_size": 1,
+    "train.samples": 0,
+    "train.passes": 1,
+    "train.evaluation_batch": 1,
+    "protocol.max_history": 1,
+}
+"""Smallest value of a setting; a method's own settings are checked by its class."""
 
 
 def compose_cell(method: Method, data: str, budget: Budget, overrides: Sequence[str] = ()) -> Cell:
@@ -96,16 +113,16 @@ def _quick() -> Mapping[str, Any]:
 def keys(method: Method) -> frozenset[str]:
     """Every key of a method's cell that the user may set."""
     cell = Cell(model=method.load()[1]())
-    return frozenset(_leaves(cell)) - {"method", "data", "seed"}
+    return frozenset(key for key, _ in _leaves(cell)) - {"method", "data", "seed"}
 
 
-def _leaves(config: Any, prefix: str = "") -> Iterable[str]:
+def _leaves(config: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
     for entry in fields(config):
         value = getattr(config, entry.name)
         if is_dataclass(value):
             yield from _leaves(value, f"{prefix}{entry.name}.")
         else:
-            yield f"{prefix}{entry.name}"
+            yield f"{prefix}{entry.name}", value
 
 
 def _known(method: Method, key: str) -> bool:
@@ -138,21 +155,14 @@ def _cell(method: Method, words: tuple[str, ...]) -> Cell:
         raise InputError(f"'{culprit}': {reason}") from error
     if not isinstance(cell, Cell):
         raise TypeError(f"{method.key}: not a cell")
+    for key, value in _leaves(cell):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"'{key}={value}': a finite number is needed")
+        if key in LEAST and value < LEAST[key]:
+            raise InputError(f"'{key}={value}': at least {LEAST[key]:g} is needed")
     return cell
 
 
 def _literal(value: Any) -> str:
     """A value as Hydra reads it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def method_list(words: str | None, everything: Iterable[Method]) -> list[Method]:
-    """`--methods a,b,c` as methods, in the zoo's order; all without it."""
-    known = list(everything)
-    if not words:
-        return known
-    chosen = {find(word.strip()).key for word in words.split(",") if word.strip()}
-    if not chosen:
-        raise InputError(f"--methods '{words}' names no method; choose from: "
-                         f"{', '.join(method.key for method in known)}")  # fmt: skip
-    return [method for method in known if method.key in chosen]

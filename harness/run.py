@@ -62,6 +62,11 @@ def run(
     reset_peak_memory()
     dataset = open_dataset(places.data, cell.data)
     split = dataset.split(cell.protocol, cell.users)
+    if len(split.test.user) < 2:
+        raise InputError(
+            f"data set '{cell.data}' has one test user under these settings, and a spread over users "
+            "needs two; use more users or other readings"
+        )
     catalogue = replace(dataset.catalogue(cell.protocol), users=len(split.events.offsets) - 1)
     made_by = fingerprints(method.module, dataset, cell.protocol)
 

@@ -66,6 +66,9 @@ def choose_methods(word: str | None) -> tuple[Method, ...]:
     if word is None:
         return METHODS
     chosen = {find(name).key for name in word.split(",") if name.strip()}
+    if not chosen:
+        choices = ", ".join(method.key for method in METHODS)
+        raise InputError(f"--methods '{word}' names no method; choose from: {choices}")
     return tuple(method for method in METHODS if method.key in chosen)
 
 
