@@ -111,6 +111,8 @@ def run(arguments: list[str]) -> list[dict[str, Any]]:
         raise unknown("option", strange[0].partition("=")[0], known)
     _refuse_foreign_options(options)
     root = options.data_dir
+    if options.name is not None:
+        _refuse_taken_name(options.name, source)
     if source == "demo":
         from harness.data.demo import prepare_demo, worlds
 
@@ -122,6 +124,19 @@ def run(arguments: list[str]) -> list[dict[str, Any]]:
     from harness.data.prepare import prepare
 
     return [prepare(_read(options), root, options.name or source)]
+
+
+def _refuse_taken_name(name: str, source: str) -> None:
+    """InputError for a name that stands for other data, before anything is read."""
+    from harness.data.demo import DEMO
+    from harness.data.files import check_name
+
+    check_name(name)
+    if source != "demo" and name in ("demo", "paper", *DEMO):
+        raise InputError(
+            f"'{name}' stands for other data on every command line; choose another --name, as in "
+            f"'my_{source}'"
+        )
 
 
 def _refuse_foreign_options(options: argparse.Namespace) -> None:

@@ -29,7 +29,7 @@ def check_name(name: str) -> None:
     """InputError unless a data set can be called this."""
     if not NAME.fullmatch(name):
         raise InputError(
-            f"'{name}' cannot name a data set; use letters, digits, '_', '-' and '.', as in 'my_shop'"
+            f"{name!r} cannot name a data set; use letters, digits, '_', '-' and '.', as in 'my_shop'"
         )
 
 

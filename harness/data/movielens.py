@@ -15,7 +15,15 @@ import numpy as np
 import pandas as pd
 
 from harness.data.raw import CLICK, FAVOR, Raw, sha256_file
-from harness.data.table import ids, numbered, optional_text, read_frame, require_columns, timestamps
+from harness.data.table import (
+    ids,
+    listed_once,
+    numbered,
+    optional_text,
+    read_frame,
+    require_columns,
+    timestamps,
+)
 from harness.errors import InputError
 
 LIKED = 4
@@ -50,10 +58,10 @@ def read_movielens(folder: Path) -> Raw:
             "name the folder with --raw DIR"
         )
     needed = {name: name for name in ("user_id", "item_id", "rating", "timestamp")}
-    require_columns(ratings, paths[0], needed)
-    require_columns(films, paths[1], {"item_id": "item_id"})
+    require_columns(ratings, paths[0], needed, options=False)
+    require_columns(films, paths[1], {"item_id": "item_id"}, options=False)
 
-    item_ids = ids(films["item_id"], paths[1]).tolist()
+    item_ids = listed_once(ids(films["item_id"], paths[1]), paths[1])
     place = pd.Index(item_ids).get_indexer(pd.Index(ids(ratings["item_id"], paths[0])))
     if (place < 0).any():
         row = int(np.argmax(place < 0))
@@ -62,7 +70,11 @@ def read_movielens(folder: Path) -> Raw:
         )
     user, user_ids = numbered(ids(ratings["user_id"], paths[0]))
     time = timestamps(ratings["timestamp"], ratings["user_id"], paths[0])
-    liked = pd.to_numeric(ratings["rating"], errors="coerce").to_numpy() >= LIKED
+    rating = pd.to_numeric(ratings["rating"], errors="coerce").to_numpy()
+    if np.isnan(rating).any():
+        row = int(np.argmax(np.isnan(rating)))
+        raise InputError(f"{paths[0].name} has no rating in row {row + 1}; leave such rows out")
+    liked = rating >= LIKED
     event = np.repeat(np.arange(len(liked)), 1 + liked)
     second = np.zeros(len(event), dtype=bool)
     second[1:] = event[1:] == event[:-1]

@@ -16,9 +16,14 @@ import pandas as pd
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from harness.data.files import NAME
 from harness.data.raw import CLICK, FAVOR, Raw, sha256_file
 from harness.errors import InputError
 
+EXACT = 2.0**53
+"""From here on different whole numbers read the same as floating-point numbers."""
+LONGEST = 2**63 - 1
+"""The largest time that is stored as a whole number; larger ones stay floating-point."""
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 
 
@@ -66,6 +71,7 @@ def read_table(
     """
     options = options or TableOptions()
     wanted = {name: getattr(options, name) for name in ("user", "item", "behavior", "timestamp")}
+    require_one_meaning(options)
     frame = read_frame(interactions, texts=(options.user, options.item, options.behavior))
     require_columns(frame, interactions, wanted)
     behaviour, ignored = behaviours(frame[options.behavior], interactions, options)
@@ -78,6 +84,10 @@ def read_table(
         if image or text:
             raise InputError(
                 "vectors need --items F, the file that says which item each row belongs to"
+            )
+        if options.fields:
+            raise InputError(
+                f"--fields {','.join(options.fields)} needs --items F, the file with these columns"
             )
         item, item_ids = numbered(ids(frame[options.item], interactions))
     else:
@@ -107,12 +117,14 @@ def _read_items(path: Path, options: TableOptions) -> tuple[dict[str, Any], list
     """What the items file says beside the vectors, and the raw ids in its order."""
     frame = read_frame(path, texts=(options.item,))
     require_columns(frame, path, {"item": options.item})
-    item_ids = ids(frame[options.item], path).tolist()
-    twice = frame[options.item].duplicated()
-    if twice.any():
-        raise InputError(f"{path.name} lists item '{item_ids[int(np.argmax(twice))]}' twice")
+    item_ids = listed_once(ids(frame[options.item], path), path)
     for name in options.fields:
         require_columns(frame, path, {"fields": name})
+        if not NAME.fullmatch(name):
+            raise InputError(
+                f"column '{name}' of {path.name} cannot name an id field; rename it with letters, "
+                "digits, '_', '-' and '.'"
+            )
     return {
         "title": optional_text(frame, options.title),
         "picture": optional_text(frame, options.picture),
@@ -128,8 +140,9 @@ def _places(
     place = pd.Index(item_ids).get_indexer(pd.Index(raw_ids))
     if (place < 0).any():
         stranger = np.argmax(place < 0)
+        first = f" (its first is '{item_ids[0]}')" if item_ids else ""
         raise InputError(
-            f"{log.name} names item '{raw_ids[stranger]}', which {items.name} does not list "
+            f"{log.name} names item '{raw_ids[stranger]}', which {items.name}{first} does not list "
             f"({(place < 0).sum()} such rows); add it there, or leave --items out"
         )
     return place.astype(np.int64)
@@ -146,6 +159,8 @@ def read_frame(path: Path, texts: Sequence[str] = (), separator: str | None = No
         raise InputError(
             f"'{path}' is neither parquet nor csv (by its ending .parquet, .csv, .tsv)"
         )
+    if path.is_dir():
+        raise InputError(f"'{path}' is a folder; name a file in it")
     try:
         if separator is None:
             return pd.read_parquet(path)
@@ -164,22 +179,26 @@ def first_line(error: Exception) -> str:
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
 
 
-def require_columns(frame: pd.DataFrame, path: Path, wanted: dict[str, str]) -> None:
+def require_columns(
+    frame: pd.DataFrame, path: Path, wanted: dict[str, str], *, options: bool = True
+) -> None:
     """InputError unless the columns are there; the nearest one is named.
 
     Args:
         frame: The table.
         path: Its file.
         wanted: Column name by the part of the option that sets it (`--user-column`).
+        options: There are such options for this source.
     """
     names = [str(name) for name in frame.columns]
+    free = [name for name in names if name not in wanted.values()]
     for role, column in wanted.items():
         if column not in names:
-            near = difflib.get_close_matches(column.lower(), [n.lower() for n in names], 1, 0.4)
-            found = next((name for name in names if near and name.lower() == near[0]), None)
+            near = difflib.get_close_matches(column.lower(), [n.lower() for n in free], 1, 0.4)
+            found = next((name for name in free if near and name.lower() == near[0]), None)
             hint = f"; nearest is '{found}'" if found else ""
             option = "--fields" if role == "fields" else f"--{role}-column"
-            use = f" (use it with {option} {found or 'NAME'})"
+            use = f" (use it with {option} {found or 'NAME'})" if options else ""
             raise InputError(
                 f"{path.name} has no column '{column}'{hint}{use}. Its columns: {', '.join(names)}"
             )
@@ -189,15 +208,31 @@ def ids(column: pd.Series[Any], path: Path) -> ndarray:
     """A column of ids as text; whole numbers without a decimal point.
 
     Raises:
-        InputError: an id is missing; its row is named (rows count from 1).
+        InputError: an id is missing, or a floating-point number of so many digits that other ids
+            may read the same; its row is named (rows count from 1).
     """
     missing = column.isna().to_numpy()
     if missing.any():
         row = column.index[int(np.argmax(missing))] + 1
         raise InputError(f"{path.name} has no {column.name} in row {row}; leave such rows out")
     if column.dtype.kind == "f" and (column % 1 == 0).all():
+        blurred = (column.abs() >= EXACT).to_numpy()
+        if blurred.any():
+            first = int(np.argmax(blurred))
+            raise InputError(
+                f"{path.name}: {column.name} {column.iloc[first]} in row {column.index[first] + 1} is "
+                "a floating-point number that has lost digits; store ids as text or whole numbers"
+            )
         column = column.astype(np.int64)
     return column.astype(str).to_numpy(dtype=object)
+
+
+def listed_once(item_ids: ndarray, path: Path) -> list[str]:
+    """The ids of an items file. Raises InputError when one is there twice."""
+    twice = pd.Series(item_ids).duplicated().to_numpy()
+    if twice.any():
+        raise InputError(f"{path.name} lists item '{item_ids[int(np.argmax(twice))]}' twice")
+    return list(item_ids.tolist())
 
 
 def numbered(ids: ndarray) -> tuple[Int[ndarray, " event"], list[str]]:
@@ -246,7 +281,7 @@ def timestamps(
 
     if column.dtype.kind == "M" or isinstance(column.dtype, pd.DatetimeTZDtype):
         values = seconds(column)
-    elif column.dtype.kind in "iu" and column.notna().all():
+    elif column.dtype.kind in "iu" and column.notna().all() and (column <= LONGEST).all():
         return column.to_numpy().astype(np.int64)
     else:
         numbers = pd.to_numeric(column, errors="coerce")
@@ -264,7 +299,8 @@ def timestamps(
             f"{path.name}: the timestamp of user '{user.iloc[first]}' in row {column.index[first] + 1} "
             f"is {shown} ({int(bad.sum())} such rows); give a number or a date like 2016-03-14T08:15:59"
         )
-    return values.astype(np.int64) if (values % 1 == 0).all() else values
+    whole = (values % 1 == 0).all() and (np.abs(values) < LONGEST).all()
+    return values.astype(np.int64) if whole else values
 
 
 def behaviours(
@@ -273,7 +309,7 @@ def behaviours(
     """Behaviour codes, 0 for what is left out, and how many rows of each kind that is.
 
     Raises:
-        InputError: a behaviour is neither named as click or favor nor left out.
+        InputError: a behaviour is missing, or neither named as click or favor nor left out.
     """
     codes = dict.fromkeys(options.ignore, 0)
     codes |= dict.fromkeys(options.click, CLICK) | dict.fromkeys(options.favor, FAVOR)
@@ -282,8 +318,12 @@ def behaviours(
     for place, name in enumerate(names):
         if name not in codes:
             row = int(np.argmax(number == place)) + 1
-            near = difflib.get_close_matches(name, list(codes), 1, 0.5)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            if not name:
+                raise InputError(
+                    f"{path.name} has no {column.name} in row {row}; leave such rows out"
+                )
+            near = difflib.get_close_matches(name.lower(), list(codes), 1, 0.5)
+            hint = f"; did you mean '{near[0]}'?" if near else "."
             raise InputError(
                 f"{path.name}: behavior '{name}' in row {row} is not known{hint} "
                 f"Click is {', '.join(options.click)}; favor is {', '.join(options.favor)}. "
@@ -293,6 +333,27 @@ def behaviours(
     rows = np.bincount(number, minlength=len(names))
     ignored = {name: int(rows[place]) for place, name in enumerate(names) if code[place] == 0}
     return code[number] if len(code) else np.zeros(0, dtype=np.int64), ignored
+
+
+def require_one_meaning(options: TableOptions) -> None:
+    """InputError for a behaviour or a column that is given two meanings."""
+    kinds = {"click": options.click, "favor": options.favor, "ignore": options.ignore}
+    meaning: dict[str, str] = {}
+    for kind, names in kinds.items():
+        for name in names:
+            if meaning.setdefault(name, kind) != kind:
+                raise InputError(
+                    f"behavior '{name}' is named as {meaning[name]} and as {kind}; name it once"
+                )
+    roles: dict[str, str] = {}
+    for role in ("user", "item", "behavior", "timestamp"):
+        column = getattr(options, role)
+        if column in roles:
+            raise InputError(
+                f"column '{column}' is named as {roles[column]} and as {role}; give each its own "
+                f"(--{roles[column]}-column, --{role}-column)"
+            )
+        roles[column] = role
 
 
 def read_vectors(path: Path, items: int) -> Float[ndarray, "item width"]:
@@ -306,9 +367,12 @@ def read_vectors(path: Path, items: int) -> Float[ndarray, "item width"]:
     except FileNotFoundError:
         raise InputError(f"no file '{path}'") from None
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"cannot read '{path}': {first_line(error)}") from error
+        why = "it is no .npy file" if "pickled" in str(error) else first_line(error)
+        raise InputError(f"cannot read '{path}': {why}") from error
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind != "f":
         raise InputError(f"'{path}' does not hold a table of floating-point numbers, a row an item")
+    if vectors.shape[1] == 0:
+        raise InputError(f"the vectors of '{path}' have no numbers: its shape is {vectors.shape}")
     if len(vectors) != items:
         raise InputError(
             f"{path.name} has {len(vectors)} rows, but there are {items} items; "

@@ -225,6 +225,25 @@ def test_movielens_both_layouts_agree_and_a_favor_follows_its_click(tmp_path: Pa
     np.testing.assert_array_equal(times[favor], times[favor - 1])
 
 
+def test_bad_ratings_and_films_get_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["\t".join(map(str, row)) for row in ratings()]
+    movies = [films(item) for item in range(1, ITEMS + 1)]
+    raw = ["movielens", "--raw", str(tmp_path)]
+    (tmp_path / "u.data").write_text("\n".join(lines))
+    (tmp_path / "u.item").write_text("\n".join([*movies, movies[0]]), encoding="latin-1")
+    assert "u.item lists item '1' twice" in refused(capsys, raw, tmp_path)
+    (tmp_path / "u.item").write_text("\n".join(movies), encoding="latin-1")
+    (tmp_path / "u.data").write_text("\n".join(["1\t2\tgood\t880000000", *lines]))
+    assert "u.data has no rating in row 1" in refused(capsys, raw, tmp_path)
+    (tmp_path / "u.data").unlink()
+    (tmp_path / "a.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n1\t2\t3\n")
+    (tmp_path / "a.item").write_text("item_id:token\n2\n")
+    said = refused(capsys, raw, tmp_path)
+    assert "a.inter has no column 'rating'. Its columns" in said  # no option could name another
+
+
 def test_demo_knobs_reach_both_twins_and_the_manifest(tmp_path: Path) -> None:
     arguments = ["demo", "--name", "noisy", "--data-dir", str(tmp_path), "world.users=60"]
     knobs = ["world.accident=0.35", "world.nuisance=3", "world.seed=7", "kuaishou.cold=0.5"]
@@ -270,13 +289,33 @@ BAD: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str]] = {
         lambda frame: frame.assign(behavior=frame["behavior"].where(frame.index != 4, "clik")),
         "'clik' in row 5 is not known; did you mean 'click'? Click is click; favor is favor. Add it",
     ),
+    "no near column": (
+        lambda frame: frame.drop(columns="timestamp"),
+        "no column 'timestamp' (use it with --timestamp-column NAME)",  # never a column in use
+    ),
+    "foreign behaviour": (
+        lambda frame: frame.assign(behavior=frame["behavior"].where(frame.index != 4, "buy")),
+        "'buy' in row 5 is not known. Click is click; favor is favor. Add it with --click buy",
+    ),
+    "capitals": (
+        lambda frame: frame.assign(behavior=frame["behavior"].str.upper()),
+        "'CLICK' in row 1 is not known; did you mean 'click'?",
+    ),
+    "missing behaviour": (
+        lambda frame: frame.assign(behavior=frame["behavior"].where(frame.index != 4)),
+        "log.parquet has no behavior in row 5; leave such rows out",
+    ),
+    "blurred id": (
+        lambda frame: frame.assign(user=frame["user"].astype(float) + 2.0**60),
+        "in row 1 is a floating-point number that has lost digits; store ids as text",
+    ),
     "missing user": (
         lambda frame: frame.assign(user=frame["user"].where(frame.index != 3)),
         "log.parquet has no user in row 4",
     ),
     "unlisted item": (
         lambda frame: frame.assign(item=frame["item"].where(frame.index != 3, 999)),
-        "names item '999', which items.parquet does not list (1 such rows)",
+        "names item '999', which items.parquet (its first is '1') does not list (1 such rows)",
     ),
     "nobody left": (
         lambda frame: frame[frame["behavior"] == "click"],
@@ -340,9 +379,11 @@ def test_bad_vectors_and_items_get_one_line(
         np.save(folder / "image.npy", array)
         assert wanted in refused(capsys, table(folder, "csv"), folder)
     (folder / "image.npy").write_bytes(b"not an array")
-    assert "cannot read" in refused(capsys, table(folder, "csv"), folder)
+    assert "it is no .npy file" in refused(capsys, table(folder, "csv"), folder)
     (folder / "image.npy").unlink()
     assert "no file" in refused(capsys, table(folder, "csv"), folder)
+    np.save(folder / "image.npy", vectors[:, :0])
+    assert "have no numbers: its shape is (140, 0)" in refused(capsys, table(folder, "csv"), folder)
     pd.DataFrame({"item": [1, 2, 1]}).to_csv(folder / "items.csv", index=False)
     assert "items.csv lists item '1' twice" in refused(capsys, table(folder, "csv"), folder)
     lonely = [
@@ -355,6 +396,48 @@ def test_bad_vectors_and_items_get_one_line(
     assert "vectors need --items F" in refused(capsys, lonely, folder)
     few = ["table", "--interactions", str(folder / "log.csv")]
     assert "fewer than 99 possible negatives" in refused(capsys, few, folder)
+
+
+def test_an_option_or_a_column_has_one_meaning(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = {
+        "behavior 'favor' is named as click and as favor": ("--click", "favor"),
+        "behavior 'click' is named as click and as ignore": ("--ignore", "click"),
+        "column 'item' is named as user and as item": ("--user-column", "item"),
+    }
+    for wanted, options in cases.items():
+        assert wanted in refused(capsys, table(folder, "csv", *options), folder)
+    fields = ["table", "--interactions", str(folder / "log.csv"), "--fields", "brand"]
+    assert "--fields brand needs --items F" in refused(capsys, fields, folder)
+    pd.DataFrame({"item": range(1, ITEMS + 1), "a/b": 1}).to_csv(folder / "items.csv", index=False)
+    strange = table(folder, "csv", "--fields", "a/b")
+    assert "column 'a/b' of items.csv cannot name" in refused(capsys, strange, folder)
+
+
+def test_names_that_stand_for_other_data_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("demo", "paper", "demo_rec_tmall"):
+        said = refused(capsys, [*table(folder, "csv"), "--name", name], folder)
+        assert f"'{name}' stands for other data" in said
+    for name in ("", "a\nb", "../x"):
+        said = refused(capsys, [*table(folder, "csv"), "--name", name], folder)
+        assert f"{name!r} cannot name a data set" in said
+
+
+def test_a_folder_is_no_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("folder.parquet", "folder.csv"):
+        (folder / name).mkdir()
+        said = refused(capsys, ["table", "--interactions", str(folder / name)], folder)
+        assert f"'{folder / name}' is a folder" in said
+
+
+def test_times_beyond_whole_numbers_stay_in_order(folder: Path) -> None:
+    frame = log().assign(timestamp=lambda log: log["timestamp"] * 1e20)
+    frame.to_csv(folder / "log.csv", index=False)
+    times = prepared(folder, *table(folder, "csv")).array("event_time")
+    assert times.min() > 1e28
 
 
 @pytest.mark.parametrize("name", ["log.parquet", "log.csv"])
@@ -394,7 +477,7 @@ COMMANDS = {
     ],
     "'nowhere' holds neither u.data (ml-100k) nor a .inter file": ["movielens", "--raw", "nowhere"],
     "'log.json' is neither parquet nor csv": ["table", "--interactions", "log.json"],
-    "'../up_rec_tmall' cannot name a data set": ["demo", "--name", "../up"],
+    "'../up' cannot name a data set": ["demo", "--name", "../up"],
     "argument --name: expected one argument": ["demo", "--name"],
 }  # fmt: skip
 
