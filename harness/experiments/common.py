@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import torch
+
 from harness.compose import SEEDS, Budget, check_overrides, compose_cell
 from harness.config import Cell
 from harness.data.demo import DEMO, ensure_demo
 from harness.errors import InputError
 from harness.run import Places, open_dataset
 from harness.zoo import METHODS, REFERENCES, Method, find
+from models.interface import Catalogue
 
 DATA_WORDS = {"demo": DEMO, "paper": ("rec_tmall", "kuaishou")}
 """Short names of pairs of data sets."""
@@ -83,8 +86,27 @@ def grid(request: Request) -> list[Cell]:
         seeds = request.seeds if method in request.methods else 1
         for name in request.names:
             cell = compose_cell(method, name, request.budget, request.overrides)
+            check_model(cell)
             cells += [replace(cell, seed=seed) for seed in range(1, seeds + 1)]
     return cells
+
+
+def check_model(cell: Cell) -> None:
+    """Build the cell's model over three items, to learn of settings that do not fit each other.
+
+    Raises InputError with the model's own words (`model.heads=3 does not divide model.hidden=8`).
+    """
+    some, nothing = torch.zeros(4, 1), torch.zeros(4, dtype=torch.bool)
+    tiny = Catalogue(
+        users=2, items=3, length=cell.protocol.max_history, image=some, image_present=nothing,
+        text=some, text_present=nothing, fields={}, drops_own_events=True,
+    )  # fmt: skip
+    method = find(cell.method)
+    try:
+        method.load()[0](cell.model, tiny)
+    except (ValueError, ZeroDivisionError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{method.label} cannot be built: {reason}") from error
 
 
 def default_budget(*, demo: bool) -> Budget:

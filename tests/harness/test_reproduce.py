@@ -59,6 +59,10 @@ def refused(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str
         (["table2", "model.learning_rate=nan"], "'model.learning_rate=nan': a finite number"),
         (["table2", "--methods", ","], "--methods ',' names no method; choose from: gru4rec"),
         (["table2", "protocol.scope=usr"], "Invalid value 'usr', expected one of [user, behavior]"),
+        (
+            ["table2", "--methods", "m3bsr", "model.hidden=30", "model.heads=4"],
+            "M3BSR cannot be built: model.heads=4 does not divide model.hidden=30",
+        ),
         (["table2", "seed=3"], "no setting 'seed'"),
         (["table2", "epochs"], "'epochs' is not key=value; an example: train.epochs=3"),
         (["table2", "train.epochs=1,2"], "'train.epochs=1,2' is not key=value"),
