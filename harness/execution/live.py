@@ -10,11 +10,11 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -60,6 +60,9 @@ class Failure:
     code: str
     """Code fingerprint: other code may succeed."""
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+Made = TypeVar("Made", Live, Failure)
 
 
 class Board:
@@ -115,7 +118,8 @@ class Board:
         return {
             key: name
             for key, name in waiting.items()
-            if not (self.results / "cells" / key).exists()
+            if isinstance(name, str)
+            and not (self.results / "cells" / key).exists()
             and not self._live(key).exists()
             and not self._failed(key).exists()
         }
@@ -140,22 +144,20 @@ class Board:
     def lives(self) -> list[Live]:
         """Everything that runs or ran when its process died, oldest first."""
         return sorted(
-            (Live(**content) for content in _read(self.results / "live")),
+            _made(Live, _read(self.results / "live")),
             key=lambda live: live.started,
         )
 
     def failures(self) -> list[Failure]:
         """Every failed run, oldest first."""
         return sorted(
-            (Failure(**content) for content in _read(self.results / "failed")),
+            _made(Failure, _read(self.results / "failed")),
             key=lambda failure: failure.when,
         )
 
     def failure(self, key: str) -> Failure | None:
         """Why this run failed, if it did."""
-        for content in _read(self.results / "failed", f"{key}.json"):
-            return Failure(**content)
-        return None
+        return next(_made(Failure, _read(self.results / "failed", f"{key}.json")), None)
 
     def _live(self, key: str) -> Path:
         return self.results / "live" / f"{key}.json"
@@ -175,3 +177,23 @@ def _read(folder: Path, pattern: str = "*.json") -> Iterator[dict[str, Any]]:
             continue
         if isinstance(content, dict):
             yield content
+
+
+KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "dict[str, Any]": (dict,),
+}
+"""What JSON gives for the fields of Live and Failure."""
+
+
+def _made(kind: type[Made], contents: Iterable[dict[str, Any]]) -> Iterator[Made]:
+    """Objects of the contents; a damaged file, or one of other code, says nothing."""
+    known = {entry.name: KINDS[str(entry.type)] for entry in fields(kind)}
+    for content in contents:
+        fits = all(isinstance(value, known.get(key, ())) for key, value in content.items())
+        if fits:
+            with suppress(TypeError):  # a field is missing
+                yield kind(**content)
