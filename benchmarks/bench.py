@@ -1,0 +1,228 @@
+"""Speed as ratios, each against a reference measured in the same run: `nox -s bench`.
+
+Times are printed for the reader; what carries over to another machine is the ratio. One torch thread
+unless said. Nothing here is a test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from tabulate import tabulate
+
+from harness.compose import Budget, compose_cell
+from harness.data.batches import TrainingSamples
+from harness.data.dataset import Dataset
+from harness.data.demo import ensure_demo
+from harness.evaluation.ranks import Validation, final_ranks
+from harness.execution.here import worker_environment
+from harness.seeding import torch_stream
+from harness.zoo import METHODS, find
+from models.interface import Batch, Catalogue, History
+from models.softmax import catalogue_cross_entropy
+
+ROWS: list[dict[str, object]] = []
+
+
+def row(what: str, seconds: float, against: str, reference: float) -> None:
+    """One line of the result: ours, the reference, and how many times faster ours is."""
+    ROWS.append(
+        {"what": what, "s": seconds, "against": against, "s of it": reference,
+         "times faster": reference / seconds}
+    )  # fmt: skip
+    print(f"  {what}: {reference / seconds:.2f} times faster than {against}", file=sys.stderr)
+
+
+def timed(work: Callable[[], object], repeats: int = 5) -> float:
+    """Median seconds after one warm-up."""
+    work()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return median(seconds)
+
+
+def process(*words: str) -> Callable[[], object]:
+    """A Python process, as a whole."""
+    return lambda: subprocess.run([sys.executable, *words], check=True, capture_output=True)
+
+
+def command_line() -> None:
+    """--help must not wait for torch."""
+    help_seconds = timed(process("-m", "harness.reproduce", "--help"), 3)
+    row(
+        "reproduce --help",
+        help_seconds,
+        "python -c 'import torch'",
+        timed(process("-c", "import torch"), 3),
+    )
+
+
+def softmax(items: int, batch: int = 1024, hidden: int = 64) -> None:
+    """Exact cross-entropy over a catalogue, forward and backward, against the full logits."""
+    generator = torch.Generator().manual_seed(1)
+    query = torch.randn(batch, hidden, generator=generator, requires_grad=True)
+    weight = (0.1 * torch.randn(items + 1, hidden, generator=generator)).requires_grad_()
+    target = torch.randint(1, items + 1, (batch,), generator=generator)
+
+    def ours() -> None:
+        catalogue_cross_entropy(query, weight, None, target).mean().backward()
+
+    def full() -> None:
+        torch.nn.functional.cross_entropy(query @ weight[1:].T, target - 1).backward()
+
+    row(f"cross-entropy, {items:,} items", timed(ours, 3), "full logits", timed(full, 3))
+
+
+def gemm_rate() -> float:
+    """FLOP a second of a large float32 matrix product, on as many threads as are set."""
+    a = torch.randn(2048, 2048)
+    return 2 * 2048**3 / timed(lambda: a @ a, 5)
+
+
+def m3bsr_floor(hidden: int, batch: int = 128, clicks: int = 20, favors: int = 6) -> None:
+    """M3BSR's forward and backward against its counted FLOPs at the rate of a large product."""
+    model_class, config_class = find("m3bsr").load()
+    config = config_class(hidden=hidden)
+    items, length = 700, clicks + favors
+    generator = torch.Generator().manual_seed(1)
+    present = torch.ones(items + 1, dtype=torch.bool)
+    vectors = torch.randn(items + 1, 128, generator=generator)
+    model = model_class(
+        config, Catalogue(batch, items, 50, vectors, present, vectors, present, {}, True)
+    )
+    ids = torch.randint(1, items + 1, (batch, length), generator=generator)
+    tags = torch.tensor([1] * clicks + [2] * favors).expand(batch, -1)
+    target = torch.randint(1, items + 1, (batch, 1), generator=generator)
+    ones = torch.ones(batch, 1)
+    sample = Batch(History(torch.arange(batch), ids, tags), target, ones, 0 * ones, generator)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        sum(model.loss(sample).values()).backward()
+
+    d, steps, layers = hidden, 10, 2
+    slots = 3 * clicks
+
+    def layer(s: int, queries: int) -> int:
+        """A full encoder layer of s slots (specification: 24 s d^2 + 4 s^2 d), or its last query."""
+        return 4 * s * d * d + queries * (20 * d * d + 4 * s * d)
+
+    chain = sum(steps * (4 * s * d * d + 4 * s * c * d) for s, c in
+                [(clicks, clicks)] * 2 + [(favors, favors)] * 2 + [(clicks, favors)] * 3)  # fmt: skip
+    keys = 4 * d * d * (2 * clicks + 2 * favors + 3 * favors)
+    shared = 4 * slots * d * d + 4 * 3 * favors * d * d + 4 * slots * 3 * favors * d
+    experts = (layers - 1) * (
+        layer(slots, slots) + 3 * layer(clicks, clicks) + 3 * layer(favors, favors)
+    )
+    last = layer(slots, 1) + 3 * layer(clicks, 1) + 3 * layer(favors, 1)
+    flops = 3 * batch * (chain + keys + shared + experts + last + 2 * items * d)
+    row(
+        f"floor of M3BSR's forward + backward, d {hidden}",
+        flops / gemm_rate(),
+        "measured",
+        timed(step),
+    )
+
+
+def methods(data: Path) -> None:
+    """One epoch of every method on the larger twin, at budget quick, and both evaluations."""
+    dataset = Dataset.open(data, "demo_kuaishou")
+    lines = []
+    for method in METHODS:
+        cell = compose_cell(method, dataset.name, Budget.quick, ())
+        split = dataset.split(cell.protocol)
+        torch.manual_seed(1)
+        model_class, _ = method.load()
+        model = model_class(cell.model, replace(dataset.catalogue(cell.protocol)))
+        model.prepare(split.train)
+        samples = TrainingSamples(split, model_class.samples, cell.protocol, cell.train)
+        optimiser, streams = (
+            model.optimiser(),
+            [torch_stream(1, name) for name in ("order", "draws")],
+        )
+        targets = 0.0
+        start = time.perf_counter()
+        model.train()
+        for batch in samples.epoch(*streams):
+            for losses in model.passes(batch):
+                optimiser.zero_grad(set_to_none=True)
+                torch.stack(list(losses.values())).sum().backward()
+                optimiser.step()
+            targets += float(batch.weights.sum())
+        seconds = time.perf_counter() - start
+        validation = Validation(split, cell.protocol, 512)
+        lines.append({
+            "method": method.label, "epoch s": seconds, "targets": int(targets),
+            "µs a target": 1e6 * seconds / targets,
+            "99 negatives, µs a user": 1e6 * timed(partial(validation, model), 3) / len(validation),
+            "all items, µs a user":
+                1e6 * timed(partial(final_ranks, model, split, cell.protocol, 512), 3) / len(split.test.user),
+        })  # fmt: skip
+    print("\nOne epoch on demo_kuaishou, budget quick, one thread")
+    print(tabulate(lines, headers="keys", floatfmt=".1f"))
+
+
+def workers(data: Path) -> None:
+    """Two one-thread workers against one two-thread process, on the same runs."""
+    code = (
+        "import sys, time, torch; torch.set_num_threads(int(sys.argv[1]));"
+        "from pathlib import Path; from dataclasses import replace;"
+        "from harness.compose import *; from harness.run import *; from harness.zoo import find;"
+        "cell = compose_cell(find('m3bsr'), 'demo_rec_tmall', Budget.quick, ['train.epochs=3']);"
+        "[run(replace(cell, seed=int(s)), Places(Path(sys.argv[2]), Path(sys.argv[3]))) for s in sys.argv[4:]]"
+    )
+
+    def start(threads: int, *seeds: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", code, str(threads), str(data),
+                                 tempfile.mkdtemp(dir=data), *seeds])  # fmt: skip
+
+    def both(*processes: subprocess.Popen[bytes]) -> None:
+        if any(process.wait() for process in processes):
+            raise RuntimeError("a run failed")
+
+    with worker_environment():
+        side = timed(lambda: both(start(1, "1", "2"), start(1, "3", "4")), 1)
+    alone = timed(lambda: both(start(2, "1", "2", "3", "4")), 1)
+    row("4 runs, 2 workers of 1 thread", side, "1 process of 2 threads", alone)
+
+
+def main() -> None:
+    """Run everything, or the small part with --short."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--short", action="store_true", help="leave out the large catalogue and the workers"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        for name in ("demo_rec_tmall", "demo_kuaishou"):
+            ensure_demo(data, name)
+        command_line()
+        softmax(20_000)
+        if not options.short:
+            softmax(618_529)
+        for hidden in (32, 64):
+            m3bsr_floor(hidden)
+        methods(data)
+        if not options.short:
+            workers(data)
+    print()
+    print(tabulate(ROWS, headers="keys", floatfmt=(None, ".3f", None, ".3f", ".2f")))
+
+
+if __name__ == "__main__":
+    main()
