@@ -121,6 +121,7 @@ def gather(
     wanted: Sequence[Cell],
     datasets: Sequence[TableData],
     failed: Mapping[str, str],
+    methods: Mapping[str, Method] | None = None,
 ) -> Gathered:
     """Sort records into the rows and columns that the wanted cells ask for.
 
@@ -129,6 +130,8 @@ def gather(
         wanted: The cells of the table.
         datasets: Its data sets, in order.
         failed: Why a cell has no record, by key; a cell in neither is `not run`.
+        methods: Whose row each wanted cell belongs to, by key, in the order of rows: for tables that
+            tell rows of one method apart. Default: the cell's method, rows as in the paper.
 
     Raises:
         InputError: Two records that do not belong into one table, both named: of one method, data
@@ -136,25 +139,30 @@ def gather(
             protocol; or runs of one method with different settings. Also a record nobody asked for.
     """
     cells = {cell_key(cell): cell for cell in wanted}
+    method_of = methods or {key: find(cell.method) for key, cell in cells.items()}
     found: dict[tuple[str, str], list[Record]] = {}
     for record in sorted(records, key=lambda record: record.seed):
         if record.key not in cells:
             raise InputError(f"{_name(record)} belongs to no cell of this table; leave it out")
-        label = find(str(record.config["method"])).label
-        found.setdefault((label, record.data), []).append(record)
-    _refuse_mixtures([record for group in found.values() for record in group], datasets)
+        found.setdefault((method_of[record.key].label, record.data), []).append(record)
+    _refuse_mixtures(found, datasets)
 
     counts: dict[tuple[str, str], int] = {}
     missing: dict[tuple[str, str], tuple[str, ...]] = {}
     stored = {record.key for group in found.values() for record in group}
     for key, cell in cells.items():
-        place = (find(cell.method).label, cell.data)
+        place = (method_of[key].label, cell.data)
         counts[place] = counts.get(place, 0) + 1
         if key not in stored:
             reason = f"seed {cell.seed}: " + _why(failed, key)
             missing[place] = (*missing.get(place, ()), reason)
-    rows, left_out = _rows({find(cell.method).label for cell in wanted})
-    runs = {place: _runs(group) for place, group in found.items()}
+    if methods is None:
+        rows, left_out = _rows({method.label for method in method_of.values()})
+    else:
+        of_label = {method.label: method for method in methods.values()}
+        rows = tuple(RowPlan(label, method.group, method) for label, method in of_label.items())
+        left_out = ()
+    runs = {place: _runs(method_of[group[0].key], group) for place, group in found.items()}
     some = next(iter(runs.values()), None)
     return Gathered(
         rows=rows,
@@ -196,10 +204,10 @@ def _rows(asked: set[str]) -> tuple[tuple[RowPlan, ...], tuple[str, ...]]:
     return tuple(rows), tuple(left_out)
 
 
-def _runs(records: Sequence[Record]) -> Runs:
+def _runs(method: Method, records: Sequence[Record]) -> Runs:
     ranks = [_ranks(record) for record in records]
     return Runs(
-        method=find(str(records[0].config["method"])),
+        method=method,
         records=tuple(records),
         above=np.stack([one.above for one in ranks]),
         tied=np.stack([one.tied for one in ranks]),
@@ -220,17 +228,22 @@ def _name(record: Record) -> str:
     return f"record {record.key[:12]} ({record.label} on {record.data}, seed {record.seed})"
 
 
-def _refuse_mixtures(records: Sequence[Record], datasets: Sequence[TableData]) -> None:
-    """Raise InputError for the first two records that may not stand in one table."""
+def _refuse_mixtures(
+    found: Mapping[tuple[str, str], Sequence[Record]], datasets: Sequence[TableData]
+) -> None:
+    """Raise InputError for the first two records that may not stand in one table.
+
+    `found` has the records of each row and data set.
+    """
+    records = [(record, place) for place, group in found.items() for record in group]
     expected = {data.name: data for data in datasets}
     first_of_data: dict[str, Record] = {}
     first_of_row: dict[tuple[str, str], Record] = {}
     seen: dict[tuple[str, str, int], Record] = {}
-    for record in records:
+    for record, place in records:
         if record.data not in expected:
             raise InputError(f"{_name(record)}: data set '{record.data}' is not in this table; "
                              f"it has: {', '.join(expected)}")  # fmt: skip
-        place = (record.label, record.data)
         twin = seen.setdefault((*place, record.seed), record)
         if twin is not record:
             raise InputError(f"two records of one run: {_name(twin)} and {_name(record)}")
@@ -241,10 +254,9 @@ def _refuse_mixtures(records: Sequence[Record], datasets: Sequence[TableData]) -
                              f"'{data.name}' has now; run it again")  # fmt: skip
         _same_test(first_of_data.setdefault(record.data, record), record)
         _same_settings(first_of_row.setdefault(place, record), record)
-    if records:
-        for record in records[1:]:
-            if record.config["protocol"] != records[0].config["protocol"]:
-                raise _differ("readings of the protocol", records[0], record)
+    for record, _ in records[1:]:
+        if record.config["protocol"] != records[0][0].config["protocol"]:
+            raise _differ("readings of the protocol", records[0][0], record)
 
 
 def _same_test(one: Record, other: Record) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
-from harness.evaluation.metrics import METRICS
 from harness.report import beside
 from harness.report.content import (
     BEST,
@@ -40,8 +39,8 @@ def document(table: Table) -> Document:
     parts: list[Grid | Notes] = [_main(table)]
     appendix: list[Grid] = []
     if any(cell.comparison for row in table.rows for cell in row.cells):
-        parts.append(_against(table))
-        appendix.append(_details(table))
+        parts.append(against(table))
+        appendix.append(details(table))
     if any(cell.beside for row in table.rows for cell in row.cells):
         parts.append(_beside(table))
     parts.append(Notes("What these numbers rest on", table.notes))
@@ -68,24 +67,23 @@ def opening(table: Table) -> str:
     return line
 
 
-def _bands(table: Table) -> tuple[Band, ...]:
+def bands(table: Table) -> tuple[Band, ...]:
     """The metrics of each data set."""
     shorts = {
         data.name: data.name.removeprefix("demo_").removeprefix("rec_") for data in table.data
     }
     clash = len(set(shorts.values())) < len(shorts)
-    return tuple(
-        Band(name, name if clash else short, tuple(METRICS)) for name, short in shorts.items()
-    )
+    metrics = tuple(dict.fromkeys(column.metric for column in table.columns))
+    return tuple(Band(name, name if clash else short, metrics) for name, short in shorts.items())
 
 
 def _main(table: Table) -> Grid:
     """The table itself, with its marks, footnotes and what it says of the champion."""
     notes: list[str] = []
-    lines = _grouped(table.rows, lambda row: _line(row, table, notes))
+    lines = _grouped(table.rows, lambda row: line_of(row, table, notes))
     if table.references:
         lines.append(Line(Group.reference.value))
-        lines += [_line(row, table, notes) for row in table.references]
+        lines += [line_of(row, table, notes) for row in table.references]
     below = [*headline(table), *power_notes(table.columns), *_best_sets(table), MEANING]
     below += [f"[{number}] {note}" for number, note in enumerate(notes, 1)]
     built = [f"{row.label}: {row.note}" for row in table.rows if row.reconstruction]
@@ -97,7 +95,7 @@ def _main(table: Table) -> Grid:
         below.append(f"About rows: {'; '.join(about)}.")
     if table.left_out:
         below.append(f"Rows of the paper that were not asked for: {', '.join(table.left_out)}.")
-    return Grid("Means", "Method", _bands(table), tuple(lines), tuple(below))
+    return Grid("Means", "Method", bands(table), tuple(lines), tuple(below))
 
 
 def _grouped(rows: Iterable[Row], line: Callable[[Row], Line]) -> list[Line]:
@@ -108,7 +106,7 @@ def _grouped(rows: Iterable[Row], line: Callable[[Row], Line]) -> list[Line]:
     return lines
 
 
-def _line(row: Row, table: Table, notes: list[str]) -> Line:
+def line_of(row: Row, table: Table, notes: list[str]) -> Line:
     """A row of means; why something is missing goes to the notes, numbered."""
     entries: list[Entry] = []
     numbers: list[int] = []
@@ -277,7 +275,7 @@ def _sentence(part: str) -> str:
     return part[0].upper() + part[1:]
 
 
-def _against(table: Table) -> Grid:
+def against(table: Table) -> Grid:
     """The champion minus each of the others."""
     rows = [row for row in table.rows if any(cell.comparison for cell in row.cells)]
     lines = [
@@ -300,7 +298,7 @@ def _against(table: Table) -> Grid:
                 "models, new users). One run a method: no p."
             )
         ]
-    return Grid(f"{CHAMPION} against each other method", "Method", _bands(table), tuple(lines),
+    return Grid(f"{CHAMPION} against each other method", "Method", bands(table), tuple(lines),
                 tuple(below))  # fmt: skip
 
 
@@ -327,7 +325,7 @@ DETAILS = (
 )  # fmt: skip
 
 
-def _details(table: Table) -> Grid:
+def details(table: Table) -> Grid:
     """Every comparison with every number, a line each."""
     lines = []
     for column in table.columns:
@@ -400,7 +398,7 @@ def _beside(table: Table) -> Grid:
             "the differences say nothing about the paper."
         )
     below += beside.lines({(c.dataset, c.metric): (c.order, c.against) for c in table.columns})
-    return Grid("Beside the paper", "Method", _bands(table), tuple(lines), tuple(below))
+    return Grid("Beside the paper", "Method", bands(table), tuple(lines), tuple(below))
 
 
 def _published(cell: TableCell) -> Entry:

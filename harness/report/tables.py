@@ -27,11 +27,14 @@ from harness.report.content import (
 from harness.report.gather import Budget, Gathered, RowPlan, TableData, gather
 from harness.stats import Moments, Power
 from harness.store import Record
-from harness.zoo import Group
+from harness.zoo import Group, Method
 
 EQUAL = 1e-12
 """Means this close are one place in the ranking."""
-TITLES = {"table2": "Table 2. Overall comparison"}
+TITLES = {
+    "table2": "Table 2. Overall comparison",
+    "figure3": "Figure 3. M3BSR without each of its parts",
+}
 
 
 def build_table(
@@ -45,6 +48,8 @@ def build_table(
     budget_name: str = "",
     overrides: Sequence[str] = (),
     published: Published | None = None,
+    methods: Mapping[str, Method] | None = None,
+    metrics: Sequence[str] = tuple(METRICS),
 ) -> Table:
     """Build the table that the wanted cells ask for out of the records that there are.
 
@@ -58,17 +63,19 @@ def build_table(
         budget_name: smoke, quick or paper; printed.
         overrides: The user's `key=value`; printed.
         published: The published numbers; default: the paper's.
+        methods: Whose row each cell belongs to, where rows share a method (see `gather`).
+        metrics: The columns of each data set.
 
     Raises:
         InputError: Two records that may not stand in one table, named (see `gather`).
     """
     published = published or Published.read()
-    found = gather(records, wanted, datasets, failed or {})
+    found = gather(records, wanted, datasets, failed or {}, methods)
     columns: list[Column] = []
     cells: dict[str, list[TableCell]] = {row.label: [] for row in found.rows}
     numbers: dict[tuple[str, str], dict[str, Moments]] = {}
     for data in datasets:
-        for metric in METRICS:
+        for metric in metrics:
             column, made, moments = _column(found, data, metric, published)
             columns.append(column)
             numbers[data.name, metric] = moments

@@ -1,0 +1,131 @@
+"""Figure 3: M3BSR without each of five parts, tested against the full model, as a table.
+
+The bars of the figure are a later step. The full model's runs are Table 2's (same keys), so they are
+trained once. A removal's records carry M3BSR's name; rows are told apart by the keys of their cells.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from harness.compose import check_overrides, compose_cell
+from harness.config import Cell, cell_key, plain
+from harness.errors import InputError, unknown
+from harness.execution.live import Board
+from harness.execution.plan import Plan
+from harness.experiments.common import Request
+from harness.report.ablation import ablation_json, ablation_page, build_ablation
+from harness.report.export import csv_text
+from harness.report.files import write_table
+from harness.report.gather import TableData
+from harness.report.latex import latex
+from harness.report.text import markdown, terminal
+from harness.run import open_dataset
+from harness.zoo import Method, find
+from models.variants import VARIANTS
+
+FULL = find("m3bsr")
+REMOVALS = tuple(name for name in VARIANTS if name.startswith("w/o "))
+"""The five removals; the twin of section 5.6 is no row of Figure 3."""
+
+
+def choose_methods(word: str | None) -> tuple[Method, ...]:
+    """`--methods cdmd-m,cdmd-b`: some of the removals; the full model always comes with them.
+
+    Removals are named as the figure prints them, with or without "w/o ". Raises InputError for
+    another name.
+    """
+    rows = [FULL, *(replace(FULL, label=name) for name in REMOVALS)]
+    if word is None:
+        return tuple(rows)
+    known = {_short(row.label): row for row in rows}
+    chosen = {FULL.label}
+    for name in filter(None, map(str.strip, word.split(","))):
+        if _short(name) not in known:
+            raise unknown("row of Figure 3", name, [row.label for row in rows])
+        chosen.add(known[_short(name)].label)
+    return tuple(row for row in rows if row.label in chosen)
+
+
+def _short(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower().removeprefix("w/o"))
+
+
+def cells(request: Request) -> Sequence[Cell]:
+    """Rows x data sets x seeds, the full model first.
+
+    Raises InputError when the overrides have taken a part out that a removal is to take out.
+    """
+    check_overrides((FULL,), request.overrides)
+    return [cell for _, cell in _grid(request)]
+
+
+def rows(request: Request) -> dict[str, Method]:
+    """The row of every cell, by key, in the figure's order: the full model last."""
+    made = {cell_key(cell): row for row, cell in _grid(request)}
+    return dict(sorted(made.items(), key=lambda item: item[1].label == FULL.label))
+
+
+def _grid(request: Request) -> list[tuple[Method, Cell]]:
+    """Every cell with its row. Runs count from seed 1, as in Table 2."""
+    full = {
+        name: compose_cell(FULL, name, request.budget, request.overrides) for name in request.names
+    }
+    return [
+        (row, replace(_without(row.label, full[name]), seed=seed))
+        for row in request.methods
+        for name in request.names
+        for seed in range(1, request.seeds + 1)
+    ]
+
+
+def _without(label: str, full: Cell) -> Cell:
+    """The full model's cell without the part that the row lacks. Raises InputError if none is lost."""
+    if label not in REMOVALS:
+        return full
+    cell = replace(full, model=VARIANTS[label](full.model))  # type: ignore[arg-type]
+    if plain(cell) == plain(full):
+        raise InputError(
+            f"'{label}' takes out what the settings of {FULL.label} on {full.data} lack already; "
+            "leave that override out, or the row (--methods)"
+        )
+    return cell
+
+
+def publish(request: Request, planned: Plan, failed: dict[str, str]) -> str:
+    """Write table.md, .csv, .tex and .json below results/tables; returns what a terminal shows."""
+    protocol = planned.wanted[0].protocol
+    datasets = [
+        TableData(
+            name=name,
+            demo=(dataset := open_dataset(request.places.data, name)).demo,
+            data_sha256=dataset.data_sha256,
+            candidates_sha256=dataset.candidates_sha256(protocol),
+        )
+        for name in request.names
+    ]
+    known = {failure.key: failure.error for failure in Board(request.places.results).failures()}
+    ablation = build_ablation(
+        planned.stored.values(),
+        planned.wanted,
+        datasets,
+        rows(request),
+        everything=REMOVALS,
+        failed=known | failed,
+        budget_name=request.budget.name,
+        overrides=request.overrides,
+    )
+    page = ablation_page(ablation)
+    folder = request.places.results / "tables" / request.target / request.folder_name
+    write_table(
+        folder, markdown(page), csv_text(ablation.table), latex(page, "ablations"),
+        ablation_json(ablation),
+    )  # fmt: skip
+    shown = terminal(
+        page, colour=sys.stdout.isatty(), width=shutil.get_terminal_size((140, 24)).columns
+    )
+    return f"{shown}\nwritten to {folder}/table.md, .csv, .tex, .json"
