@@ -46,10 +46,12 @@ def refused(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["tabel2"], "no target 'tabel2'; did you mean 'table2'? Choose from: table1, table2"),
+        (["tabel2"], "no target 'tabel2'; did you mean 'table2'? Choose from: figure3, table1, table2"),
         (["table3"], "target 'table3' is not built yet; choose from: table1, table2"),
         (["table2", "--methods", "sasrek"], "no method 'sasrek'; did you mean 'sasrec'?"),
         (["table2", "--methods", "EBM"], "'EBM' of the paper is not built"),
+        (["figure3", "--methods", "sasrec"], "no row of Figure 3 'sasrec'"),
+        (["figure3", "model.loss.lambda_c=0"], "'w/o Disent' takes out what"),
         (["table2", "train.epoch=3"], "no setting 'train.epoch'; did you mean 'train.epochs'?"),
         (["table2", "train.epochs=three"], "'train.epochs=three': Value 'three'"),
         (["table2", "train.patience=0"], "'train.patience=0': at least 1 is needed"),
