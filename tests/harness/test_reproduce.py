@@ -46,7 +46,10 @@ def refused(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["tabel2"], "no target 'tabel2'; did you mean 'table2'? Choose from: figure3, table1, table2"),
+        (
+            ["tabel2"],
+            "no target 'tabel2'; did you mean 'table2'? Choose from: figure3, table1, table2",
+        ),
         (["table3"], "target 'table3' is not built yet; choose from: table1, table2"),
         (["table2", "--methods", "sasrek"], "no method 'sasrek'; did you mean 'sasrec'?"),
         (["table2", "--methods", "EBM"], "'EBM' of the paper is not built"),
