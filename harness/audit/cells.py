@@ -136,7 +136,10 @@ def metric_in(text: str) -> Heading | None:
         rest = _CUTOFF.sub(" ", _NAME.sub(" ", text))
     if cutoff < 1 or _SPREAD.search(rest):
         return None
-    rest = " ".join(re.sub(r"[↑↓⇑⇓]", " ", rest).split()).strip(" -–—_:|/,.()[]")
+    rest = re.sub(
+        r"[↑↓⇑⇓]|(?<![A-Za-z])(?:mean|avg|average)(?![A-Za-z])", " ", rest, flags=re.IGNORECASE
+    )
+    rest = " ".join(rest.split()).strip(" -–—_:|/,.()[]")
     return Heading(Metric(cutoff, "NDCG" if name.lower().startswith("n") else "HR"), rest, percent)
 
 

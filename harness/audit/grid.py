@@ -61,6 +61,8 @@ class Table:
     """Printed in percent; the rows are fractions."""
     notes: tuple[str, ...] = ()
     """What was left out, and why."""
+    above_one: int = 0
+    """Numbers printed above 1 or with a percent sign."""
 
 
 @dataclass
@@ -74,21 +76,20 @@ class RawRow:
 
 
 def table(name: str, rows: Sequence[RawRow], notes: Iterable[str], scale: Scale) -> Table:
-    """Rows as fractions with their digits; a label that recurs gets its group as data set."""
+    """Rows as fractions with their digits; where a label recurs, groups are data sets."""
     found = [number for row in rows for number in row.numbers.values()]
-    percent = scale is Scale.percent or (
-        scale is Scale.auto and any(number.percent or number.value > 1 for number in found)
-    )
+    above_one = sum(number.percent or number.value > 1 for number in found)
+    percent = scale is Scale.percent or (scale is Scale.auto and above_one > 0)
     shift = -2 if percent else 0
-    names = Counter((row.label, row.dataset) for row in rows)
+    names = Counter(row.label for row in rows if not row.dataset)
+    recurs = any(count > 1 for count in names.values())
     made = []
     for row in rows:
         label, year = split_year(row.label)
-        again = names[row.label, row.dataset] > 1 and not row.dataset
         values = {key: _shifted(number.value, shift) for key, number in row.numbers.items()}
-        dataset = row.group if again else row.dataset
+        dataset = row.dataset or (row.group if recurs else "")
         made.append(Row(label, values, dataset, row.group, year))
-    return Table(name, tuple(made), percent, tuple(dict.fromkeys(notes)))
+    return Table(name, tuple(made), percent, tuple(dict.fromkeys(notes)), above_one)
 
 
 def _shifted(value: Decimal, places: int) -> Decimal:
@@ -263,12 +264,13 @@ class _Reader:
     def body(self, lines: Grid, header: _Header) -> list[RawRow]:
         """Rows below a header; a line of text alone is the heading of those after it."""
         columns = self.distinct(header)
-        before = [c for c in range(len(header.texts)) if c < min(columns)]
         others = [c for c in range(len(header.texts)) if c not in columns]
+        names = [c for c in others if not self.is_measured(lines, c)]
         for column in others:
-            other = cells.other_metric(header.texts[column]) if column not in before else None
+            other = cells.other_metric(header.texts[column]) if column not in names else None
             if other:
                 self.notes.append(f"not judged: column {other}")
+        before = [c for c in names or others if c < min(columns)]
         method, dataset, group = _label_columns(before or others[:1], header.texts)
         carried: dict[int, str] = {}
         heading = ""
@@ -302,6 +304,15 @@ class _Reader:
                 self.take(row, found, line[column])
             rows += [row for row in by_dataset.values() if row.numbers]
         return rows
+
+    def is_measured(self, lines: Grid, column: int) -> bool:
+        """A column of numbers with a decimal point: sizes, times, other metrics, no names."""
+        texts = [line[column] for line in lines if not cells.is_missing(line[column])]
+        return bool(texts) and all(
+            ("." in text and self.number(text) is not None)
+            or re.fullmatch(r"[\d.,]+\s*[kKMBG]?", text)
+            for text in texts
+        )
 
     def distinct(self, header: _Header) -> dict[int, Heading]:
         """Columns by data set: a name holds until the next one.

@@ -120,7 +120,7 @@ def _grids(
     for index, (name, grid) in enumerate(grids, start=1):
         rows, notes = read_grid(grid, decimal_comma=decimal_comma)
         usual = f"table {index}" if len(grids) > 1 else path.name
-        found.append(table(name or usual, rows, notes, scale))
+        found.append(table(name.rstrip(" .:;") or usual, rows, notes, scale))
     return Document(str(path), tuple(found))
 
 

@@ -196,7 +196,7 @@ def findings(audit: Audit) -> Iterator[str]:
         yield "Table 1: all sums add up."
     for table in audit.document.tables:
         if table.percent:
-            yield f"{table.name}: numbers above 1 or with %, so all were read as percent (--scale)."
+            yield _percent(table)
         if table.notes:
             rest = f"; and {len(table.notes) - NAMED} more" if len(table.notes) > NAMED else ""
             yield f"{table.name}: left out: {'; '.join(table.notes[:NAMED])}{rest}."
@@ -204,6 +204,17 @@ def findings(audit: Audit) -> Iterator[str]:
     numbers = (value for verdict in audit.all for value in verdict.row.values.values())
     if any(decimals(value) > longest for value in numbers):
         yield f"Numbers with more than {longest} decimals were judged as printed with {longest}."
+
+
+def _percent(table: Table) -> str:
+    """Why a table was read as percent; a doubt where most of its numbers do not ask for it."""
+    total = sum(len(row.values) for row in table.rows)
+    if 2 * table.above_one >= total or table.above_one == 0:
+        return f"{table.name}: numbers above 1 or with %, so all were read as percent (--scale)."
+    return (
+        f"{table.name}: all numbers were read as percent, as {table.above_one} of {total} are above 1 or "
+        "have a %; if those are slips in a table of fractions, use --scale fraction."
+    )
 
 
 def _count(table: Table, verdicts: Sequence[Verdict]) -> str:
@@ -243,13 +254,15 @@ def _warnings(audit: Audit) -> Iterator[str]:
     """Rows below chance."""
     low = [v for v in audit.all if v.below_chance]
     if low:
+        own = bool(audit.document.sizes)
+        foreign = "" if own else "; where a whole catalogue was ranked, add --full"
         items = []
         for v in low:
             cells = " and ".join(_cell(v, name) for name in v.below_chance)
             items.append(f"{_name(v)} ({cells})")
         yield _listed(
             f"Warning, below chance (possible, but a random order of {audit.candidates} candidates has "
-            f"HR@K = K / {audit.candidates})", items)  # fmt: skip
+            f"HR@K = K / {audit.candidates}{foreign})", items)  # fmt: skip
 
 
 def meaning(audit: Audit) -> Iterator[str]:

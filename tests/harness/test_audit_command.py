@@ -92,7 +92,9 @@ def test_json_has_every_bound(table, capsys):
 def test_candidates_set_the_chance_level(table, capsys):
     path = table("Method,HR@10\nA,0.0500\n")
     assert main([path]) == 0
-    assert "below chance" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "below chance" in said
+    assert "where a whole catalogue was ranked, add --full" in said
     for words in (["--candidates", "1000"], ["--full"]):
         assert main([path, *words]) == 0
         assert "below chance" not in capsys.readouterr().out
@@ -103,6 +105,13 @@ def test_percent_is_said(table, capsys):
     assert main([path]) == 0
     assert "read as percent" in capsys.readouterr().out
     assert main([path, "--scale", "fraction"]) == 1
+
+
+def test_a_doubtful_percent_is_said_to_be_one(table, capsys):
+    assert main([table("Method,HR@10,NDCG@10\nA,0.61,0.34\nB,6.1,0.34\n")]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "as 1 of 4 are above 1" in said
+    assert "use --scale fraction" in said
 
 
 @pytest.mark.parametrize(

@@ -365,6 +365,50 @@ def test_the_scale_can_be_said(parse):
     }
 
 
+def test_a_few_numbers_above_one_leave_a_doubt(parse):
+    [table] = parse("a.csv", "Method,HR@10,NDCG@10\nA,0.61,0.34\nB,6.1,0.34\n").tables
+    assert (table.percent, table.above_one) == (True, 1)
+
+
+# --- what is no name ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ",Params,HR@10,NDCG@10\nSASRec,1.2M,0.0605,0.0318\n",
+        "Model,Precision@10,HR@10,NDCG@10\nSASRec,0.01,0.0605,0.0318\n",
+        "Params,Time,Model,HR@10,NDCG@10\n3M,0.5,SASRec,0.0605,0.0318\n",
+    ],
+)
+def test_a_column_of_sizes_or_other_metrics_names_no_row(parse, text):
+    [row] = parse("a.csv", text).tables[0].rows
+    assert (row.label, row.dataset, row.group) == ("SASRec", "", "")
+
+
+def test_another_metric_before_the_judged_ones_is_said_to_be_left_out(parse):
+    [table] = parse("a.csv", "Model,Precision@10,HR@10\nSASRec,0.01,0.0605\n").tables
+    assert table.notes == ("not judged: column Precision@10",)
+
+
+def test_mean_in_a_header_is_no_data_set(parse):
+    text = "model,dataset,hr@10_mean,hr@10_std,ndcg@10_mean\nSASRec,toys,0.0605,0.0011,0.0318\n"
+    assert flat(parse("a.csv", text)) == {
+        ("SASRec", "toys"): {"HR@10": "0.0605", "NDCG@10": "0.0318"}
+    }
+
+
+def test_where_a_label_recurs_every_heading_is_a_data_set(parse):
+    text = r"""\begin{table}\caption{Results.}\begin{tabular}{lcc}
+    Model & HR@10 & NDCG@10 \\
+    \multicolumn{3}{c}{Beauty} \\ SASRec & .0605 & .0318 \\ Ours & .0741 & .0425 \\
+    \multicolumn{3}{c}{Toys} \\ SASRec & .0350 & .0192 \\
+    \end{tabular}\end{table}"""
+    document = parse("a.tex", text)
+    assert list(flat(document)) == [("SASRec", "Beauty"), ("Ours", "Beauty"), ("SASRec", "Toys")]
+    assert document.tables[0].name == "Results"
+
+
 # --- Markdown ---------------------------------------------------------------------------------
 
 
@@ -446,7 +490,7 @@ def test_latex_with_booktabs(parse):
     two = TWO | {("GRU4Rec", "Beauty"): {"HR@10": "0.1130", "NDCG@10": "0.0510"}}
     assert flat(document) == two
     [table] = document.tables
-    assert table.name == "Results on two sets, in 50% of cases."
+    assert table.name == "Results on two sets, in 50% of cases"
     assert {row.group for row in table.rows} == {"Traditional"}
 
 
