@@ -22,6 +22,7 @@ from harness.experiments.common import Request
 from harness.report.document import Band, Document, Grid, Line, Notes, entry
 from harness.report.files import write_table
 from harness.report.latex import latex
+from harness.report.layout import demo_line
 from harness.report.text import markdown, terminal
 from harness.run import open_dataset
 
@@ -128,15 +129,9 @@ def render(found: Sequence[Statistics]) -> Document:
 def opening(found: Sequence[Statistics]) -> str:
     """The first line: which data, and whether the numbers can be the paper's."""
     ours = [row for row in found if row.ours]
-    names = ", ".join(row.dataset for row in ours)
+    names = [row.dataset for row in ours]
     made_up = [row.dataset for row in ours if row.demo]
-    if not made_up:
-        return f"Data: {names}."
-    some = "" if len(made_up) == len(ours) else f" ({', '.join(made_up)})"
-    return (
-        f"DEMO DATA{some}: {names} - small made-up worlds with a planted truth. These numbers are not "
-        "the paper's and say nothing about its data."
-    )
+    return demo_line(names, made_up) if made_up else f"Data: {', '.join(names)}."
 
 
 def notes(found: Sequence[Statistics]) -> tuple[str, ...]:
@@ -199,7 +194,7 @@ def _record(row: Statistics) -> dict[str, Any]:
         "interactions": row.interactions,
         "avg_clicks": row.clicks,
         "avg_favors": row.favors,
-        "summed": row.summed,
+        "summed": round(row.summed, 10),  # 5.89, not 5.890000000000001
         "divided": row.divided,
         "adds_up": row.adds_up,
     }

@@ -85,8 +85,8 @@ def power_notes(columns: Sequence[Column]) -> list[str]:
             said.append(
                 f"One run a method{where}: no standard deviation, no p, no dagger and no best set. "
                 "How much a method moves from one training run to the next is unknown, so no "
-                "difference is called significant; intervals are for these trained models and new "
-                "users. Three runs or more are needed (--seeds 5)."
+                "difference is called significant; the intervals (in table.csv) are for "
+                "these trained models and new users. Three runs or more are needed (--seeds 5)."
             )
         elif power is Power.TWO:
             said.append(
@@ -282,7 +282,9 @@ def _versions(found: Gathered) -> list[str]:
         for (label, _), runs in found.runs.items()
         if runs.method.group is not Group.reference
     }
-    code = ", ".join(
-        f"{row.label} {codes[row.label][:8]}" for row in found.rows if row.label in codes
-    )
-    return [f"{made} Code fingerprints: {code}."]
+    labels: dict[str, list[str]] = {}
+    for row in found.rows:
+        if row.label in codes:
+            labels.setdefault(codes[row.label][:SHORT], []).append(row.label)
+    code = "; ".join(f"{short} ({', '.join(names)})" for short, names in labels.items())
+    return [f"{made} Code fingerprints: {code or 'none'}."]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from harness.report.document import EMPTY, Document, Entry, Grid, Notes, Span
 
@@ -18,6 +19,12 @@ SIGNS = {
     "‡": r"$\ddagger$", "−": "$-$", "τ": r"$\tau$", "×": r"$\times$", "≥": r"$\geq$",
     "≤": r"$\leq$", "–": "--", "—": "---", "’": "'", "…": r"\ldots{}", "·": r"$\cdot$",
 }  # fmt: skip
+PAGE = 506.0
+"""Points that a float over both columns of a page has (ACM's two-column layout)."""
+SIZES = {"footnotesize": 4.45, "scriptsize": 4.25}
+"""Font sizes to try, and the points that a sign takes in each, on average (measured)."""
+GAP = 2.5
+"""Points on each side of a column."""
 LAST_LATIN = "\u017f"
 
 
@@ -40,19 +47,43 @@ def latex(document: Document, label: str) -> str:
             lines += ["", *_comment(part.title + ":")]
             lines += [comment for line in part.lines for comment in _comment("- " + line)]
             continue
-        number += 1
-        name = label if number == 1 else f"{label}-{number}"
-        lines += ["", *_float(part, document, name)]
+        for grid in _pieces(part):
+            number += 1
+            name = label if number == 1 else f"{label}-{number}"
+            lines += ["", *_float(grid, document, name)]
     return "\n".join(lines) + "\n"
+
+
+def _pieces(grid: Grid) -> list[Grid]:
+    """A grid as it is, or a grid a band where it is wider than a page; the notes go with the last."""
+    if len(grid.bands) == 1 or _width(grid, "scriptsize") <= PAGE:
+        return [grid]
+    pieces = [
+        replace(grid.one_band(index), title=f"{grid.title}: {band.name}", below=())
+        for index, band in enumerate(grid.bands)
+    ]
+    return [*pieces[:-1], replace(pieces[-1], below=grid.below)]
+
+
+def _width(grid: Grid, size: str) -> float:
+    """Points that a grid takes, about."""
+    rows = [line for line in grid.lines if line.entries]
+    names = [name for band in grid.bands for name in band.columns]
+    columns = [[grid.corner, *(line.name for line in rows)]]
+    for index, name in enumerate(names):
+        texts = ["".join(span.text for span in line.entries[index]) for line in rows]
+        columns.append([name, *texts])
+    return sum(SIZES[size] * max(map(len, column)) + 2 * GAP for column in columns)
 
 
 def _float(grid: Grid, document: Document, label: str) -> list[str]:
     """One grid as a float over both columns of a page."""
     columns = sum(len(band.columns) for band in grid.bands)
     caption = f"{document.title}: {grid.title}. {document.opening}"
+    size = next((size for size in SIZES if _width(grid, size) <= PAGE), "scriptsize")
     return [
         r"\begin{table*}[t]",
-        r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+        rf"\centering\{size}\setlength{{\tabcolsep}}{{{GAP:g}pt}}",
         rf"\caption{{{escape(caption)}}}\label{{{label}}}",
         rf"\begin{{tabular}}{{l*{{{columns}}}{{l}}}}",
         r"\toprule",

@@ -52,11 +52,7 @@ def opening(table: Table) -> str:
     names = ", ".join(data.name for data in table.data)
     made_up = [data.name for data in table.data if data.demo]
     if made_up:
-        some = "" if len(made_up) == len(table.data) else f" ({', '.join(made_up)})"
-        line = (
-            f"DEMO DATA{some}: {names} - small made-up worlds with a planted truth. These numbers "
-            "are not the paper's and say nothing about its data."
-        )
+        line = demo_line([data.name for data in table.data], made_up)
     else:
         line = f"Data: {names}."
         others = [data.name for data in table.data if table.published.column(data) is None]
@@ -65,6 +61,21 @@ def opening(table: Table) -> str:
     if table.users_limit:
         line += f" Only the first {table.users_limit} users: this shows that it runs, not who is better."
     return line
+
+
+def demo_line(names: Sequence[str], made_up: Sequence[str]) -> str:
+    """The first line of a page that has demo data; where there are others too, which is which."""
+    what = "small made-up worlds with a planted truth"
+    if len(made_up) == len(names):
+        return (
+            f"DEMO DATA: {', '.join(names)} - {what}. These numbers are not the paper's and say "
+            "nothing about its data."
+        )
+    some = ", ".join(made_up)
+    return (
+        f"DEMO DATA ({some}): {', '.join(names)} - of these, {some} are {what}, whose numbers are not "
+        "the paper's and say nothing about its data."
+    )
 
 
 def bands(table: Table) -> tuple[Band, ...]:
@@ -172,9 +183,11 @@ def _best_sets(table: Table) -> list[str]:
     if not members:
         return []
     total = len(table.columns)
-    each = "; ".join(f"{columns_in_words(group, total)}: {who}" for who, group in members.items())
+    each = "; ".join(
+        f"in {columns_in_words(group, total)}: {who}" for who, group in members.items()
+    )
     meaning = "methods that may be the best; it holds the true best in 95 % of tables"
-    return [f"Best set ({meaning}). {each}."]
+    return [f"Best set ({meaning}), {each}."]
 
 
 def _members(table: Table, column: Column) -> str:

@@ -415,8 +415,23 @@ def test_footers_name_data_protocol_budget_ties_ranks_and_noise():
         "comes from users",
         "drawing other candidates moves one run of M3BSR",
         "Made with python 3.11, torch 2.13",
+        "Code fingerprints: code-of-gru4 (GRU4Rec); code-of-sasr (SASRec)",
     ):
         assert words in notes
+
+
+def test_methods_of_one_code_share_a_fingerprint_of_twelve_digits():
+    world = World()
+    made = replace(world.records[0].fingerprints, code="0123456789abcdef")
+    table = world.table([replace(r, fingerprints=made) for r in world.records])
+    assert table.notes[-1].endswith(
+        "Code fingerprints: 0123456789ab (GRU4Rec, SASRec, MB-STR, M3BSR)."
+    )
+
+
+def test_other_data_beside_demo_data_are_not_called_made_up():
+    opening = document(World(data=("demo_rec_tmall", "shop")).table()).opening
+    assert "of these, demo_rec_tmall are small made-up worlds" in opening
 
 
 def test_readings_that_are_not_the_default_are_printed():
@@ -449,3 +464,13 @@ def test_orders_that_flip_between_sampled_and_full_ranks_are_named():
 def test_groups_are_the_papers():
     table = World().table()
     assert {c.group for row in table.rows for c in row.cells} <= {group.value for group in Group}
+
+
+def test_the_best_set_is_one_sentence():
+    [line] = [
+        line
+        for part in document(World(levels={"m3bsr": 3.0}).table()).parts
+        for line in getattr(part, "below", ())
+        if line.startswith("Best set")
+    ]
+    assert line.endswith("in 95 % of tables), in all 4 columns: M3BSR.")

@@ -63,7 +63,9 @@ def test_real_data_are_not_called_demo(data):
     found = table1.rows([Dataset.open(data, "tiny")])
     real = [replace(row, demo=False, dataset="shop") if row.ours else row for row in found]
     assert table1.opening(real) == "Data: shop."
-    assert table1.opening([*real, found[0]]).startswith("DEMO DATA (tiny): shop, tiny")
+    assert table1.opening([*real, found[0]]).startswith(
+        "DEMO DATA (tiny): shop, tiny - of these, tiny are small made-up worlds"
+    )
 
 
 def test_the_command_line_leaves_four_files(data, tmp_path, capsys):
@@ -77,6 +79,7 @@ def test_the_command_line_leaves_four_files(data, tmp_path, capsys):
     }  # fmt: skip
     content = json.loads((folder / "table.json").read_text(encoding="utf8"))
     assert content["target"] == "table1"
+    assert [row["summed"] for row in content["rows"] if row["source"] == "paper"] == [5.89, 295.98]
     assert [entry["name"] for entry in content["data"]] == ["tiny"]
     sources = [(row["source"], row["adds_up"]) for row in content["rows"]]
     assert sources == [("ours", True), ("paper", False), ("paper", False)]
