@@ -6,6 +6,7 @@ Axes: user = users with a test target, in ascending user id.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,6 +173,25 @@ class Store:
                 record = self.load(folder.name)
                 if record is not None:
                     yield record
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an error says that there is no more room, or no more of one's share of it."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def disk_full_is_said(root: Path) -> Iterator[None]:
+    """Around work that writes below `root`. Raises InputError when there is no more room."""
+    try:
+        yield
+    except OSError as error:
+        if not disk_full(error):
+            raise
+        raise InputError(
+            f"no space left on the disk of '{root}'; free some, or choose another "
+            "folder with --results DIR, and run the same command again"
+        ) from error
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

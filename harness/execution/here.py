@@ -6,7 +6,6 @@ share the work: a cell that the other one holds is left to it, and looked up whe
 
 from __future__ import annotations
 
-import errno
 import multiprocessing
 import os
 import platform
@@ -32,7 +31,7 @@ from harness.execution.plan import current
 from harness.execution.progress import Display
 from harness.fingerprint import code_fingerprint
 from harness.run import Places, run
-from harness.store import Store
+from harness.store import Store, disk_full, disk_full_is_said
 from harness.training.loop import Progress, StoppedError
 from harness.zoo import find
 
@@ -242,7 +241,7 @@ def _end_with(sentinel: int) -> None:
 def _work(cell: Cell, places: Places, wait_for_lock: bool) -> Outcome:
     """One cell, in a worker: run it unless another process holds it or has just stored it."""
     key, board = cell_key(cell), Board(places.results)
-    with board.lock(key, wait=wait_for_lock) as mine:
+    with disk_full_is_said(places.results), board.lock(key, wait=wait_for_lock) as mine:
         if not mine:
             return Outcome(key, Ended.busy)
         record = Store(places.results).load(key)
@@ -255,11 +254,8 @@ def _work(cell: Cell, places: Places, wait_for_lock: bool) -> Outcome:
         except InputError:
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise InputError(
-                    f"no space left on the disk of '{places.results}'; free some, or choose another "
-                    "folder with --results DIR, and run the same command again"
-                ) from error
+            if disk_full(error):
+                raise
             failure = _failure(cell, f"{type(error).__name__}: {error}", traceback.format_exc())
             board.fail(failure)
             return Outcome(key, Ended.failed, failure.error)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -52,6 +52,26 @@ class Progress:
         return self.epoch >= train.epochs or self.epoch - self.best_epoch >= train.patience
 
 
+class _Writer:
+    """A file for torch, which hides the system's error (a full disk) behind one of its own."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write, and remember what went wrong."""
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """Hand on what the file still holds."""
+        self.file.flush()
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Where a run's state is kept, and what it must have been made by to be taken up again."""
@@ -65,15 +85,18 @@ class Checkpoint:
         scratch = self.path.with_name(f".{self.path.name}-{os.getpid()}")
         try:
             with scratch.open("wb") as file:
-                torch.save({"made_by": self.made_by, **state}, file)
+                writer = _Writer(file)
+                try:
+                    torch.save({"made_by": self.made_by, **state}, writer)
+                except RuntimeError:
+                    if writer.error is None:
+                        raise
+                    raise writer.error from None
                 file.flush()
                 os.fsync(file.fileno())
             scratch.replace(self.path)
-        except BaseException as error:
+        except BaseException:
             scratch.unlink(missing_ok=True)
-            if isinstance(error, RuntimeError) and "write" in str(error):
-                # torch hides the system's error (a full disk) behind its own
-                raise OSError(28, os.strerror(28), str(self.path)) from error
             raise
 
     def load(self) -> dict[str, Any] | None:
