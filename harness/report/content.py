@@ -154,7 +154,7 @@ class Table:
 
 
 def columns_in_words(columns: Sequence[Column], total: int) -> str:
-    """`all 8 columns`, or `demo_kuaishou HR@10, HR@20; deskdrop (all columns)`, of a table of `total`."""
+    """`all 8 columns`, or `shop HR@10, HR@20 and deskdrop (all columns)`, of a table of `total`."""
     if len(columns) == total:
         return f"all {total} columns"
     parts = []
@@ -162,4 +162,4 @@ def columns_in_words(columns: Sequence[Column], total: int) -> str:
         metrics = [column.metric for column in members]
         every = len(metrics) == len(METRICS)
         parts.append(f"{dataset} (all columns)" if every else f"{dataset} {', '.join(metrics)}")
-    return "; ".join(parts)
+    return " and ".join(parts)

@@ -13,6 +13,7 @@ from harness.config import Cell, ProtocolConfig, SameItemHistory, cell_key, plai
 from harness.errors import InputError
 from harness.evaluation.metrics import METRICS
 from harness.report.beside import UNDECIDED, Published
+from harness.report.content import columns_in_words
 from harness.report.gather import Budget
 from harness.report.layout import document, headline
 from harness.report.tables import build_table
@@ -474,3 +475,10 @@ def test_the_best_set_is_one_sentence():
         if line.startswith("Best set")
     ]
     assert line.endswith("in 95 % of tables), in all 4 columns: M3BSR.")
+
+
+def test_columns_of_two_data_sets_are_joined_by_and():
+    columns = World(data=("demo_rec_tmall", "shop")).table().columns
+    assert columns_in_words(columns[3:], len(columns)) == (
+        "demo_rec_tmall NDCG@20 and shop (all columns)"
+    )
