@@ -11,6 +11,9 @@ from harness.compose import SEEDS, Budget, check_overrides, compose_cell
 from harness.config import Cell
 from harness.data.demo import DEMO, ensure_demo
 from harness.errors import InputError
+from harness.execution.live import Board
+from harness.execution.plan import Plan
+from harness.report.gather import TableData
 from harness.run import Places, open_dataset
 from harness.zoo import METHODS, REFERENCES, Method, find
 from models.interface import Catalogue
@@ -107,6 +110,25 @@ def check_model(cell: Cell) -> None:
     except (ValueError, ZeroDivisionError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{method.label} cannot be built: {reason}") from error
+
+
+def table_data(request: Request, planned: Plan) -> list[TableData]:
+    """The request's data sets as a table names them."""
+    protocol = planned.wanted[0].protocol
+    return [
+        TableData(
+            name=name,
+            demo=(dataset := open_dataset(request.places.data, name)).demo,
+            data_sha256=dataset.data_sha256,
+            candidates_sha256=dataset.candidates_sha256(protocol),
+        )
+        for name in request.names
+    ]
+
+
+def failures(request: Request) -> dict[str, str]:
+    """Why runs have failed, by key, so far."""
+    return {failure.key: failure.error for failure in Board(request.places.results).failures()}
 
 
 def default_budget(*, demo: bool) -> Budget:

@@ -15,16 +15,13 @@ from dataclasses import replace
 from harness.compose import check_overrides, compose_cell
 from harness.config import Cell, cell_key, plain
 from harness.errors import InputError, unknown
-from harness.execution.live import Board
 from harness.execution.plan import Plan
-from harness.experiments.common import Request
+from harness.experiments.common import Request, failures, table_data
 from harness.report.ablation import ablation_json, ablation_page, build_ablation
 from harness.report.export import csv_text
 from harness.report.files import write_table
-from harness.report.gather import TableData
 from harness.report.latex import latex
 from harness.report.text import markdown, terminal
-from harness.run import open_dataset
 from harness.zoo import Method, find
 from models.variants import VARIANTS
 
@@ -98,24 +95,13 @@ def _without(label: str, full: Cell) -> Cell:
 
 def publish(request: Request, planned: Plan, failed: dict[str, str]) -> str:
     """Write table.md, .csv, .tex and .json below results/tables; returns what a terminal shows."""
-    protocol = planned.wanted[0].protocol
-    datasets = [
-        TableData(
-            name=name,
-            demo=(dataset := open_dataset(request.places.data, name)).demo,
-            data_sha256=dataset.data_sha256,
-            candidates_sha256=dataset.candidates_sha256(protocol),
-        )
-        for name in request.names
-    ]
-    known = {failure.key: failure.error for failure in Board(request.places.results).failures()}
     ablation = build_ablation(
         planned.stored.values(),
         planned.wanted,
-        datasets,
+        table_data(request, planned),
         rows(request),
         everything=REMOVALS,
-        failed=known | failed,
+        failed=failures(request) | failed,
         budget_name=request.budget.name,
         overrides=request.overrides,
     )

@@ -7,17 +7,14 @@ import sys
 from collections.abc import Sequence
 
 from harness.config import Cell
-from harness.execution.live import Board
 from harness.execution.plan import Plan
-from harness.experiments.common import Request, grid
+from harness.experiments.common import Request, failures, grid, table_data
 from harness.report.export import csv_text, json_content
 from harness.report.files import write_table
-from harness.report.gather import TableData
 from harness.report.latex import latex
 from harness.report.layout import document
 from harness.report.tables import build_table
 from harness.report.text import markdown, terminal
-from harness.run import open_dataset
 
 
 def cells(request: Request) -> Sequence[Cell]:
@@ -27,23 +24,11 @@ def cells(request: Request) -> Sequence[Cell]:
 
 def publish(request: Request, planned: Plan, failed: dict[str, str]) -> str:
     """Write table.md, .csv, .tex and .json below results/tables; returns what a terminal shows."""
-    protocol = planned.wanted[0].protocol
-    datasets = [
-        TableData(
-            name=name,
-            demo=(dataset := open_dataset(request.places.data, name)).demo,
-            data_sha256=dataset.data_sha256,
-            candidates_sha256=dataset.candidates_sha256(protocol),
-        )
-        for name in request.names
-    ]
-    board = Board(request.places.results)
-    known = {failure.key: failure.error for failure in board.failures()}
     table = build_table(
         planned.stored.values(),
         planned.wanted,
-        datasets,
-        failed=known | failed,
+        table_data(request, planned),
+        failed=failures(request) | failed,
         target=request.target,
         budget_name=request.budget.name,
         overrides=request.overrides,

@@ -326,7 +326,7 @@ def test_publish_writes_the_four_files(tmp_path, monkeypatch):
             self.demo, self.data_sha256 = facts.demo, facts.data_sha256
             self.candidates_sha256 = lambda _: facts.candidates_sha256
 
-    monkeypatch.setattr(figure3, "open_dataset", Opened)
+    monkeypatch.setattr(common, "open_dataset", Opened)
     shown = figure3.publish(asked, figure3.Plan(tuple(cells), records, ()), {})
     folder = tmp_path / "results" / "tables" / "figure3" / "demo"
     assert shown.endswith(f"written to {folder}/table.md, .csv, .tex, .json")
