@@ -117,10 +117,13 @@ def run(arguments: list[str]) -> list[dict[str, Any]]:
         from harness.data.demo import prepare_demo, worlds
 
         name = options.name or "demo"
-        return [
-            prepare_demo(root, f"{name}_{twin}", config)
-            for twin, config in worlds(options.knobs).items()
-        ]
+        configs = worlds(options.knobs)
+        if options.knobs and name == "demo":
+            raise InputError(
+                f"'{options.knobs[0]}' makes another world than the standard twins; "
+                "give it a name of its own, such as --name demo_other"
+            )
+        return [prepare_demo(root, f"{name}_{twin}", config) for twin, config in configs.items()]
     from harness.data.prepare import prepare
 
     return [prepare(_read(options), root, options.name or source)]

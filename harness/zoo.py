@@ -125,7 +125,7 @@ def _reference(label: str, note: str) -> Method:
 
 REFERENCES: tuple[Method, ...] = (
     _reference("Random", "constant scores: the exact expectation over tie orders"),
-    _reference("MostPopular", "events of the records"),
+    _reference("MostPopular", "training events of an item, counted"),
     _reference("LastClick", "latest item of the history first"),
     _reference("Markov", "neighbour counts of the last three items"),
     _reference("ItemKNN", "co-occurrence with every item of the history"),

@@ -465,6 +465,9 @@ COMMANDS = {
     "world.accident=1.5 must lie between 0 and 1": ["demo", "world.accident=1.5"],
     "world.zipf=nan must be a finite number": ["demo", "world.zipf=nan"],
     "world.leaves=20 must be a multiple of 8": ["demo", "world.leaves=20"],
+    "'world.accident=0.2' makes another world than the standard twins; give it a name of its own": [
+        "demo", "world.accident=0.2",
+    ],
     "no world 'wrld'; did you mean 'world'?": ["demo", "wrld.accident=0.2"],
     "'accident=0.2' is not a knob; write world.KNOB=VALUE": ["demo", "accident=0.2"],
     "'world.accident=1' is a knob of source 'demo'": ["deskdrop", "--raw", ".", "world.accident=1"],
