@@ -16,7 +16,7 @@ from harness.compose import check_overrides, compose_cell
 from harness.config import Cell, cell_key, plain
 from harness.errors import InputError, unknown
 from harness.execution.plan import Plan
-from harness.experiments.common import Request, failures, table_data
+from harness.experiments.common import Request, check_model, failures, table_data
 from harness.report.ablation import ablation_json, ablation_page, build_ablation
 from harness.report.export import csv_text
 from harness.report.files import write_table
@@ -41,7 +41,11 @@ def choose_methods(word: str | None) -> tuple[Method, ...]:
         return tuple(rows)
     known = {_short(row.label): row for row in rows}
     chosen = {FULL.label}
-    for name in filter(None, map(str.strip, word.split(","))):
+    named = [name.strip() for name in word.split(",") if name.strip()]
+    if not named:
+        raise InputError(f"--methods '{word}' names no row; choose from: "
+                         f"{', '.join(row.label for row in rows)}")  # fmt: skip
+    for name in named:
         if _short(name) not in known:
             raise unknown("row of Figure 3", name, [row.label for row in rows])
         chosen.add(known[_short(name)].label)
@@ -55,10 +59,15 @@ def _short(name: str) -> str:
 def cells(request: Request) -> Sequence[Cell]:
     """Rows x data sets x seeds, the full model first.
 
-    Raises InputError when the overrides have taken a part out that a removal is to take out.
+    Raises InputError for settings that do not fit each other, and when the overrides have taken a
+    part out that a removal is to take out.
     """
     check_overrides((FULL,), request.overrides)
-    return [cell for _, cell in _grid(request)]
+    made = [cell for _, cell in _grid(request)]
+    for cell in made:
+        if cell.seed == 1:
+            check_model(cell)
+    return made
 
 
 def rows(request: Request) -> dict[str, Method]:

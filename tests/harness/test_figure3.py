@@ -124,6 +124,10 @@ def test_a_choice_of_removals_comes_with_the_full_model():
     assert labels == ["M3BSR", "w/o CDMD-M", "w/o CDMD-B"]
     with pytest.raises(InputError, match=r"no row of Figure 3 'cdmd-x'; did you mean 'w/o CDMD-"):
         figure3.choose_methods("cdmd-x")
+    with pytest.raises(InputError, match="names no row; choose from: M3BSR, w/o CDMD-M"):
+        figure3.choose_methods(",")
+    with pytest.raises(InputError, match="M3BSR cannot be built"):
+        figure3.cells(request(overrides=("model.heads=3", "model.hidden=8")))
 
 
 # --- what is said ---
@@ -156,6 +160,7 @@ def test_planted_nothing_is_not_found():
     assert ablation.judgement is Judgement.UNDECIDED
 
 
+@pytest.mark.slow
 def test_nothing_is_found_in_most_worlds_without_a_difference():
     """Both metrics of a world hang together; one in twenty may have a false mark."""
     asked = request(data=DATA[:1])
