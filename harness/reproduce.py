@@ -150,7 +150,7 @@ def reproduce(request: Request, *, plan_only: bool, workers: int | None) -> int:
     from harness.execution.plan import plan
     from harness.execution.progress import Display
     from harness.experiments import artefact
-    from harness.store import Store
+    from harness.store import Store, disk_full_is_said
 
     made = artefact(request.target)
     cells = made.cells(request)
@@ -168,7 +168,9 @@ def reproduce(request: Request, *, plan_only: bool, workers: int | None) -> int:
         board = Board(request.places.results)
         failed = run_here(missing, request.places, Display(len(missing), board, count), workers)
         planned = plan(cells, request.places)
-    print(made.publish(request, planned, failed))
+    with disk_full_is_said(request.places.results):
+        shown = made.publish(request, planned, failed)
+    print(shown)
     return 1 if failed else 0
 
 

@@ -10,6 +10,7 @@ import torch
 from harness.compose import SEEDS, Budget, check_overrides, compose_cell
 from harness.config import Cell
 from harness.data.demo import DEMO, ensure_demo
+from harness.data.files import check_name
 from harness.errors import InputError
 from harness.execution.live import Board
 from harness.execution.plan import Plan
@@ -43,7 +44,7 @@ class Request:
     @property
     def folder_name(self) -> str:
         """Folder of the tables below results/tables/TARGET."""
-        return self.data.replace(",", "+")
+        return "+".join(part.strip() for part in self.data.split(",") if part.strip())
 
 
 def data_names(word: str) -> tuple[str, ...]:
@@ -54,6 +55,8 @@ def data_names(word: str) -> tuple[str, ...]:
     ]  # fmt: skip
     if not names:
         raise InputError(f"--data '{word}' names no data set; try --data demo")
+    for name in names:
+        check_name(name)  # it names folders of data and of tables: no path
     return tuple(dict.fromkeys(names))
 
 

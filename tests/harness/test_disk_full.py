@@ -80,3 +80,19 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on_when_there_is_room
     run = reproduce(data, results)
     assert run.returncode == 0, run.stderr
     assert "SASRec" in run.stdout
+
+    for path in (results / "tables").rglob("table.*"):
+        path.unlink()
+    (disk / "other").write_bytes(b"x" * (99 * 2**20))
+    left = "size=" + str(99 * 2**20 + used(results) + 3 * 2**12)  # room for some of a table's files
+    mount(disk, f"remount,{left}")
+    run = reproduce(data, results)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert f"no space left on the disk of '{results}'" in run.stderr
+    assert_nothing_is_half_written(results)
+
+
+def used(folder: Path) -> int:
+    """Bytes of the pages that the files below a folder take."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*"))

@@ -76,6 +76,7 @@ def refused(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str
         (["table2", "--on", "slurm"], "--on slurm is not built yet"),
         (["table2", "--on", "moon"], "no place 'moon' to run; choose from: here"),
         (["table2", "--data", "deskdrp"], "no data set 'deskdrp'"),
+        (["table2", "--data", "../tiny"], "'../tiny' cannot name a data set"),
         (["table2", "--data", ","], "names no data set"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
