@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 
@@ -17,3 +18,12 @@ def unknown(kind: str, value: str, choices: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(value.lower(), lower, n=1, cutoff=0.4)
     hint = f"; did you mean '{lower[near[0]]}'?" if near else "."
     return InputError(f"no {kind} '{value}'{hint} Choose from: {', '.join(names)}")
+
+
+def warnings_in_one_line() -> None:
+    """Let Python print the message of a warning alone, without the line of code that gave it."""
+
+    def line(message: Warning | str, *_: object, **__: object) -> str:
+        return f"warning: {message}\n"
+
+    warnings.formatwarning = line

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import InputError, unknown
+from harness.errors import InputError, unknown, warnings_in_one_line
 
 if TYPE_CHECKING:
     from harness.execution.plan import Plan
@@ -190,6 +190,7 @@ def show_plan(request: Request, planned: Plan, workers: int) -> None:
 
 
 if __name__ == "__main__":
+    warnings_in_one_line()
     try:
         sys.exit(main())
     except BrokenPipeError:  # `reproduce ... | head`: the reader has seen enough

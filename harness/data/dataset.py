@@ -18,7 +18,6 @@ Axes: event = interactions, users ascending, in time order; target = users that 
 from __future__ import annotations
 
 import json
-import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -146,7 +145,7 @@ class Dataset:
         """One SHA-256 for the candidates under this reading of P5."""
         if protocol.negatives is Negatives.uniform:
             return str(self.manifest["candidates_sha256"]["uniform"])
-        return candidates.checksum(*self._negatives(protocol))
+        return self._popular_sha256
 
     def array(self, key: str) -> ndarray:
         """One stored array, memory-mapped (copy on write: nobody can change the file)."""
@@ -243,9 +242,18 @@ class Dataset:
         )
 
     def _negatives(self, protocol: ProtocolConfig) -> tuple[ndarray, ndarray]:
-        """Negatives for test and validation, a row a user; `popularity` is drawn at first use."""
+        """Negatives for test and validation, a row a user."""
         if protocol.negatives is Negatives.uniform:
             return self.array("negatives_test"), self.array("negatives_val")
+        return self._popular
+
+    @cached_property
+    def _popular_sha256(self) -> str:
+        return candidates.checksum(*self._popular)
+
+    @cached_property
+    def _popular(self) -> tuple[ndarray, ndarray]:
+        """Candidates in proportion to popularity: as stored, or drawn and stored."""
         path = self.folder / "negatives_popularity.npz"
         shape = (self.users, candidates.NEGATIVES)
         if path.is_file():
@@ -254,8 +262,8 @@ class Dataset:
                     test, val = stored["test"], stored["val"]
                 if test.shape == val.shape == shape:
                     return test, val
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-                pass  # half a disk error or an older format: the same draw again
+            except Exception:  # noqa: BLE001, S110 -- damaged, or of an older format
+                pass  # the same draw again
         counts = np.bincount(self._log.item, minlength=self.items + 1)
         touched = candidates.Touched(self.array("touched_offsets"), self.array("touched_items"))
         test, val = (

@@ -25,7 +25,7 @@ from multiprocessing.synchronize import Event
 import torch
 
 from harness.config import Cell, cell_key
-from harness.errors import InputError
+from harness.errors import InputError, warnings_in_one_line
 from harness.execution.live import Board, Failure, Live
 from harness.execution.plan import current
 from harness.execution.progress import Display
@@ -226,10 +226,16 @@ def _start_worker(stop: Event) -> None:
     global _stop  # noqa: PLW0603 - how an initialiser hands something to the tasks of its process
     _stop = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings_in_one_line()
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _stopped() -> bool:
+    """Whether the parent asked its workers to stop."""
+    return _stop is not None and _stop.is_set()
 
 
 def _end_with(sentinel: int) -> None:
@@ -241,9 +247,12 @@ def _end_with(sentinel: int) -> None:
 def _work(cell: Cell, places: Places, wait_for_lock: bool) -> Outcome:
     """One cell, in a worker: run it unless another process holds it or has just stored it."""
     key, board = cell_key(cell), Board(places.results)
-    with disk_full_is_said(places.results), board.lock(key, wait=wait_for_lock) as mine:
+    with (
+        disk_full_is_said(places.results),
+        board.lock(key, wait=wait_for_lock, stop=_stopped) as mine,
+    ):
         if not mine:
-            return Outcome(key, Ended.busy)
+            return Outcome(key, Ended.stopped if wait_for_lock else Ended.busy)
         record = Store(places.results).load(key)
         if record is not None and current(record, cell, places):
             return Outcome(key, Ended.stored)
@@ -278,7 +287,7 @@ def _run(key: str, cell: Cell, places: Places, board: Board) -> Outcome:
         live.ends_at = time.time() + row["seconds"] * (last - progress.epoch)
         board.put(live)
 
-    record = run(cell, places, report, lambda: _stop is not None and _stop.is_set())
+    record = run(cell, places, report, _stopped)
     best = max((row["NDCG@10"] for row in record.curve), default=None)
     return Outcome(key, Ended.done, "", record.seconds["total"], best, record.epochs)
 

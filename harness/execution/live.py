@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -72,16 +72,23 @@ class Board:
         self.results = Path(results)
 
     @contextmanager
-    def lock(self, key: str, *, wait: bool) -> Iterator[bool]:
-        """Hold a cell's lock; yields False, at once, when another process has it and not `wait`."""
+    def lock(
+        self, key: str, *, wait: bool, stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[bool]:
+        """Hold a cell's lock; yields False, at once, when another process has it and not `wait`.
+
+        While it waits it asks `stop`, and yields False when that says so.
+        """
         folder = self.results / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f"{key}.lock")
-        try:
-            lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            yield False
-            return
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=0.5 if wait else 0)
+            except Timeout:
+                if not wait or stop():
+                    yield False
+                    return
         try:
             yield True
         finally:

@@ -135,7 +135,8 @@ def _budget(budgets: Sequence[Budget], name: str) -> str:
     label = f"Tuning budget ({name})" if name else "Tuning budget"
     trials = {budget.trials for budget in budgets}
     if trials <= {0}:
-        what = "stored settings for every method, 0 trials"
+        settings = "the defaults" if name == "paper" else "stored settings"
+        what = f"{settings} of every method, 0 trials"
     elif len(trials) == 1:
         what = f"{trials.pop()} trials for every method and data set"
     else:

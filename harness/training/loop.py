@@ -14,7 +14,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, cast
 
 import torch
 
@@ -55,7 +55,7 @@ class Progress:
 class _Writer:
     """A file for torch, which hides the system's error (a full disk) behind one of its own."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.error: OSError | None = None
 
@@ -87,7 +87,7 @@ class Checkpoint:
             with scratch.open("wb") as file:
                 writer = _Writer(file)
                 try:
-                    torch.save({"made_by": self.made_by, **state}, writer)
+                    torch.save({"made_by": self.made_by, **state}, cast("IO[bytes]", writer))
                 except RuntimeError:
                     if writer.error is None:
                         raise
@@ -163,6 +163,9 @@ def fit(
         order.set_state(state["order"])
         draws.set_state(state["draws"])
         torch.set_rng_state(state["torch"])
+        torch.cuda.set_rng_state_all(
+            state["cuda"]
+        )  # of dropout on a GPU; nothing where there is none
 
     while not progress.ended(train):
         started = time.perf_counter()
@@ -198,7 +201,7 @@ def fit(
             "optimiser": optimiser.state_dict(),
             "schedule": None if schedule is None else schedule.state_dict(),
             "order": order.get_state(), "draws": draws.get_state(),
-            "torch": torch.get_rng_state(),
+            "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all(),
         })  # fmt: skip
         report(progress)
     model.load_state_dict(best)

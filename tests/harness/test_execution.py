@@ -75,6 +75,18 @@ def test_workers_that_cannot_begin_end_the_run_with_one_line(
         run(tmp_path, KILLER)
 
 
+def test_waiting_for_another_process_ends_when_the_run_is_stopped(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    asked = iter([False, True])
+    with board.lock("k", wait=True) as mine, board.lock("k", wait=False) as second:
+        assert (mine, second) == (True, False)
+        with board.lock("k", wait=True, stop=lambda: next(asked)) as third:
+            assert not third
+    assert list(asked) == []
+    with board.lock("k", wait=False) as free:
+        assert free
+
+
 def test_what_an_earlier_process_left_behind_is_no_death_of_this_one(tmp_path: Path) -> None:
     board, key = Board(tmp_path), cell_key(KILLER)
     board.put(live(KILLER, started=10.0))

@@ -409,7 +409,7 @@ def test_footers_name_data_protocol_budget_ties_ranks_and_noise():
         "Data demo_kuaishou: 200 test users, sha256 demo_kuaisho",
         "all readings at their defaults; overrides: train.epochs=3",
         "M3BSR against 3 other methods in each of 8 columns, corrected by Holm within a column (3 comparisons)",
-        "Tuning budget (quick): stored settings for every method, 0 trials",
+        "Tuning budget (quick): stored settings of every method, 0 trials",
         "GRU4Rec 60",
         "reference rows that tie by design: Random",
         "Sampled against full ranks on demo_rec_tmall: Kendall's tau",
