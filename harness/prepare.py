@@ -131,8 +131,7 @@ def run(arguments: list[str]) -> list[dict[str, Any]]:
 
 def _refuse_taken_name(name: str, source: str) -> None:
     """InputError for a name that stands for other data, before anything is read."""
-    from harness.data.demo import DEMO
-    from harness.data.files import check_name
+    from harness.data.files import DEMO, check_name
 
     check_name(name)
     if source != "demo" and name in ("demo", "paper", *DEMO):

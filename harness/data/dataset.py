@@ -39,7 +39,7 @@ from harness.config import (
     TrainTargets,
 )
 from harness.data import candidates
-from harness.data.files import FORMAT, MANIFEST, write_archive
+from harness.data.files import DEMO, FORMAT, MANIFEST, write_archive
 from harness.data.raw import FAVOR, sha256_file
 from harness.errors import InputError, unknown
 from models.interface import Catalogue, Interactions
@@ -377,8 +377,6 @@ def _tensor(values: ndarray) -> Tensor:
 
 def known_sets(root: Path) -> list[str]:
     """The prepared sets of a data folder, and the demo sets, which are made when first asked for."""
-    from harness.data.demo import DEMO  # noqa: PLC0415 -- a worker that opens a set needs no generator
-
     there = [path.parent.name for path in Path(root).glob(f"*/{MANIFEST}")]
     return sorted({*DEMO, *(name for name in there if not name.startswith("."))})
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.files import MANIFEST, check_name, write_archive
+from harness.data.files import DEMO, MANIFEST, check_name, write_archive
 from harness.data.prepare import prepare
 from harness.data.raw import Raw
 from harness.data.synthetic import World, WorldConfig, generate, kuaishou_world, rec_tmall_world
@@ -17,7 +17,6 @@ from harness.errors import InputError, unknown
 
 TWINS = {"rec_tmall": rec_tmall_world, "kuaishou": kuaishou_world}
 """The worlds of `prepare demo`, by what follows the set's name and "_"."""
-DEMO = tuple(f"demo_{twin}" for twin in TWINS)
 
 
 def read_world(world: World) -> Raw:

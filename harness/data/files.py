@@ -20,6 +20,8 @@ from harness.data.raw import sha256_file
 from harness.errors import InputError
 
 MANIFEST = "manifest.json"
+DEMO = ("demo_rec_tmall", "demo_kuaishou")
+"""The demo twins at their default knobs, made when first asked for."""
 FORMAT = 1
 """Of a prepared set; sets of another format are prepared again."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

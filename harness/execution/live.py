@@ -99,8 +99,11 @@ class Board:
         path = self.results / "locks" / f"{key}.lock"
         if not path.exists():
             return False
-        with self.lock(key, wait=False) as free:
-            return not free
+        try:
+            with self.lock(key, wait=False) as free:
+                return not free
+        except OSError:  # a folder that may only be read: nobody can work in it from here
+            return False
 
     @contextmanager
     def queue(self, cells: Mapping[str, str]) -> Iterator[None]:

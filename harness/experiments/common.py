@@ -9,8 +9,8 @@ import torch
 
 from harness.compose import SEEDS, Budget, check_overrides, compose_cell
 from harness.config import Cell
-from harness.data.demo import DEMO, ensure_demo
-from harness.data.files import check_name
+from harness.data.demo import ensure_demo
+from harness.data.files import DEMO, check_name
 from harness.errors import InputError
 from harness.execution.live import Board
 from harness.execution.plan import Plan
@@ -93,8 +93,21 @@ def grid(request: Request) -> list[Cell]:
         for name in request.names:
             cell = compose_cell(method, name, request.budget, request.overrides)
             check_model(cell)
+            if method is request.methods[0]:
+                check_split(cell, request.places)
             cells += [replace(cell, seed=seed) for seed in range(1, seeds + 1)]
     return cells
+
+
+def check_split(cell: Cell, places: Places) -> None:
+    """Raise InputError for readings that leave a data set without training or validation targets."""
+    split = open_dataset(places.data, cell.data).split(cell.protocol, cell.users)
+    targets, users = int(split.train.target.sum()), len(split.validation.user)
+    if not targets or not users:
+        raise InputError(
+            f"data set '{cell.data}' has {targets} training targets and {users} validation users "
+            "under these readings; use more users or other readings"
+        )
 
 
 def check_model(cell: Cell) -> None:

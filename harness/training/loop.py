@@ -20,6 +20,7 @@ import torch
 
 from harness.config import TrainConfig
 from harness.data.batches import TrainingSamples
+from harness.errors import InputError
 from harness.seeding import torch_stream
 from harness.store import set_aside
 from models.interface import Losses, Recommender
@@ -186,6 +187,8 @@ def fit(
                     sums[name] = sums.get(name, 0.0) + float(term.detach())
             if schedule is not None:
                 schedule.step()
+        if not updates:
+            raise InputError("no batch of this method has a target; use other readings or settings")
         means = {name: total / updates for name, total in sums.items()}
         score = validate(model)
         progress.epoch += 1

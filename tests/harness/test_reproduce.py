@@ -78,6 +78,10 @@ def refused(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str
         (["table2", "--data", "deskdrp"], "no data set 'deskdrp'"),
         (["table2", "--data", "../tiny"], "'../tiny' cannot name a data set"),
         (["table2", "--data", ","], "names no data set"),
+        (
+            ["table2", "protocol.same_item_history=novel_only", "users=3"],
+            "training targets and 0 validation users under these readings",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

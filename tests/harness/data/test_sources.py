@@ -8,8 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from harness import fingerprint
 from harness.config import ProtocolConfig
 from harness.data.dataset import Dataset
+from harness.data.demo import TWINS
+from harness.data.files import DEMO
 from harness.prepare import main
 from tests.harness.data.logs import CLICK, FAVOR
 
@@ -513,3 +516,13 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert caught.value.code == 0
     assert "world.accident=0.35" in capsys.readouterr().out
+
+
+def test_the_names_of_the_demo_sets_are_those_of_the_worlds() -> None:
+    assert tuple(f"demo_{twin}" for twin in TWINS) == DEMO
+
+
+def test_a_run_does_not_depend_on_the_generator_or_the_readers() -> None:
+    used = fingerprint._closure("harness.run")
+    assert "harness.data.dataset" in used
+    assert not used & {f"harness.data.{name}" for name in ("demo", "synthetic", "prepare", "table")}
