@@ -16,7 +16,7 @@ from harness.compose import check_overrides, compose_cell
 from harness.config import Cell, cell_key, plain
 from harness.errors import InputError, unknown
 from harness.execution.plan import Plan
-from harness.experiments.common import Request, check_model, failures, table_data
+from harness.experiments.common import Request, check_model, check_split, failures, table_data
 from harness.report.ablation import ablation_json, ablation_page, build_ablation
 from harness.report.export import csv_text
 from harness.report.files import write_table
@@ -59,15 +59,17 @@ def _short(name: str) -> str:
 def cells(request: Request) -> Sequence[Cell]:
     """Rows x data sets x seeds, the full model first.
 
-    Raises InputError for settings that do not fit each other, and when the overrides have taken a
-    part out that a removal is to take out.
+    Raises InputError for settings that do not fit each other, for readings that leave nothing to
+    train on, and when the overrides have taken a part out that a removal is to take out.
     """
     check_overrides((FULL,), request.overrides)
-    made = [cell for _, cell in _grid(request)]
-    for cell in made:
+    made = _grid(request)
+    for row, cell in made:
         if cell.seed == 1:
             check_model(cell)
-    return made
+            if row.label == FULL.label:
+                check_split(cell, request.places)
+    return [cell for _, cell in made]
 
 
 def rows(request: Request) -> dict[str, Method]:
