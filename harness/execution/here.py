@@ -109,6 +109,7 @@ def run_here(
                     display.finished(cell, outcome.ended.value, outcome.seconds,
                                      outcome.validation, outcome.epochs, outcome.message)  # fmt: skip
             except BrokenProcessPool:
+                pool.shutdown(wait=True)  # until its processes are gone, they hold their locks
                 for key in _killed(left, deaths, places, began):
                     failed[key] = "the worker process was killed (out of memory?)"
                     display.finished(left.pop(key), "failed", 0.0, None, 0, failed[key])
