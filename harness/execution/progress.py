@@ -116,7 +116,7 @@ class Display:
         counts = (f"{self.done} of {self.total} done, {len(lives)} running, {self.failed} failed, "
                   f"{duration(time.time() - self.started)} so far, {self.left()}")  # fmt: skip
         bar = ProgressBar(total=max(1, self.total), completed=self.done, width=60)
-        return Group(live_table(lives), bar, Text(counts))
+        return Group(live_table(lives), Text(counts), bar)
 
     def _refresh(self) -> None:
         """Redraw twice a second until the end."""

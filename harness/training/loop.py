@@ -147,68 +147,92 @@ def fit(
         TrainingDivergedError: A loss was NaN or infinite.
         StoppedError: `stop` said so.
     """
-    order = torch_stream(seed, "order")
-    draws = torch_stream(seed, "draws", model.device)
-    optimiser = model.optimiser()
-    schedule = model.schedule(optimiser, samples.batches)
+    trainer = Trainer(model, samples, seed)
     progress, best = Progress(), deepcopy(model.state_dict())
-
     state = checkpoint.load()
     if state is not None:
-        progress, best = Progress(**state["progress"]), state["best"]
+        progress, best = Progress(**state.pop("progress")), state.pop("best")
         progress.resumed += 1
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        if schedule is not None:
-            schedule.load_state_dict(state["schedule"])
-        order.set_state(state["order"])
-        draws.set_state(state["draws"])
-        torch.set_rng_state(state["torch"])
-        torch.cuda.set_rng_state_all(
-            state["cuda"]
-        )  # of dropout on a GPU; nothing where there is none
-
+        trainer.restore(state)
     while not progress.ended(train):
         started = time.perf_counter()
-        model.train()
-        model.begin_epoch(progress.epoch, draws)
-        sums: dict[str, float] = {}
-        updates = 0
-        for batch in samples.epoch(order, draws):
-            if stop():
-                raise StoppedError
-            for losses in model.passes(batch.to(model.device)):
-                updates += 1
-                total = checked_total(losses, progress.epoch, updates)
-                optimiser.zero_grad(set_to_none=True)
-                total.backward()
-                optimiser.step()
-                for name, term in {"loss": total, **losses}.items():
-                    sums[name] = sums.get(name, 0.0) + float(term.detach())
-            if schedule is not None:
-                schedule.step()
-        if not updates:
-            raise InputError("no batch of this method has a target; use other readings or settings")
-        means = {name: total / updates for name, total in sums.items()}
+        means = trainer.epoch(progress.epoch, stop)
         score = validate(model)
         progress.epoch += 1
+        seconds = time.perf_counter() - started
         progress.curve.append(
-            {"epoch": progress.epoch, **means, "NDCG@10": score,
-             "seconds": time.perf_counter() - started}
-        )  # fmt: skip
+            {"epoch": progress.epoch, **means, "NDCG@10": score, "seconds": seconds}
+        )
         if score > progress.best:
             progress.best, progress.best_epoch = score, progress.epoch
             best = deepcopy(model.state_dict())
-        checkpoint.save({
-            "progress": vars(progress), "best": best, "model": model.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "schedule": None if schedule is None else schedule.state_dict(),
-            "order": order.get_state(), "draws": draws.get_state(),
-            "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all(),
-        })  # fmt: skip
+        checkpoint.save({"progress": vars(progress), "best": best, **trainer.state()})
         report(progress)
     model.load_state_dict(best)
     return progress
+
+
+class Trainer:
+    """A model with everything that moves while it is trained."""
+
+    def __init__(self, model: Recommender, samples: TrainingSamples, seed: int) -> None:
+        self.model, self.samples = model, samples
+        self.order = torch_stream(seed, "order")
+        self.draws = torch_stream(seed, "draws", model.device)
+        self.optimiser = model.optimiser()
+        self.schedule = model.schedule(self.optimiser, samples.batches)
+
+    def state(self) -> dict[str, Any]:
+        """Weights, optimiser, schedule and every random stream."""
+        return {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "order": self.order.get_state(),
+            "draws": self.draws.get_state(),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all(),  # of dropout on a GPU; empty where there is none
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`."""
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+        self.order.set_state(state["order"])
+        self.draws.set_state(state["draws"])
+        torch.set_rng_state(state["torch"])
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+    def epoch(self, number: int, stop: Callable[[], bool]) -> dict[str, float]:
+        """One epoch (from 0); returns the mean loss of an update, and the mean of each of its terms.
+
+        Raises:
+            TrainingDivergedError: A loss was NaN or infinite.
+            StoppedError: `stop` said so.
+            InputError: No batch has a target that this method trains on.
+        """
+        self.model.train()
+        self.model.begin_epoch(number, self.draws)
+        sums: dict[str, float] = {}
+        updates = 0
+        for batch in self.samples.epoch(self.order, self.draws):
+            if stop():
+                raise StoppedError
+            for losses in self.model.passes(batch.to(self.model.device)):
+                updates += 1
+                total = checked_total(losses, number, updates)
+                self.optimiser.zero_grad(set_to_none=True)
+                total.backward()
+                self.optimiser.step()
+                for name, term in {"loss": total, **losses}.items():
+                    sums[name] = sums.get(name, 0.0) + float(term.detach())
+            if self.schedule is not None:
+                self.schedule.step()
+        if not updates:
+            raise InputError("no batch of this method has a target; use other readings or settings")
+        return {name: total / updates for name, total in sums.items()}
 
 
 def checked_total(losses: Losses, epoch: int, update: int) -> torch.Tensor:
