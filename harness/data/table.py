@@ -204,7 +204,7 @@ def require_columns(
             )
 
 
-def ids(column: pd.Series[Any], path: Path) -> ndarray:
+def ids(column: pd.Series, path: Path) -> ndarray:
     """A column of ids as text; whole numbers without a decimal point.
 
     Raises:
@@ -266,7 +266,7 @@ def optional_text(frame: pd.DataFrame, column: str) -> list[str] | None:
 
 
 def timestamps(
-    column: pd.Series[Any], user: pd.Series[Any], path: Path
+    column: pd.Series, user: pd.Series, path: Path
 ) -> Int[ndarray, " event"] | Float[ndarray, " event"]:
     """Times as numbers: as they are, or seconds since 1970 for dates. Whole ones as integers.
 
@@ -274,7 +274,7 @@ def timestamps(
         InputError: a time is NaN, infinite or not a time; its user and row are named.
     """
 
-    def seconds(dates: pd.Series[Any]) -> ndarray:
+    def seconds(dates: pd.Series) -> ndarray:
         whole = dates if dates.dt.tz is None else dates.dt.tz_convert(None)
         since: ndarray = (whole - pd.Timestamp(0)).dt.total_seconds().to_numpy(dtype=np.float64)
         return since
@@ -304,7 +304,7 @@ def timestamps(
 
 
 def behaviours(
-    column: pd.Series[Any], path: Path, options: TableOptions
+    column: pd.Series, path: Path, options: TableOptions
 ) -> tuple[Int[ndarray, " event"], dict[str, int]]:
     """Behaviour codes, 0 for what is left out, and how many rows of each kind that is.
 
