@@ -700,7 +700,11 @@ class GRU4Rec(DotProduct):
         ]()
 
     def _adagrad(self) -> torch.optim.Optimizer:
-        tables = [p for p in self.parameters() if len(p) == self.catalogue.items + 1]
+        tables = [
+            parameter
+            for name, parameter in self.named_parameters()
+            if name.endswith(("table", "output_bias"))  # a row an item
+        ]
         known = {id(p) for p in tables}
         return Adagrad(
             [

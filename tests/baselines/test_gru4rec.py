@@ -626,3 +626,16 @@ def test_impossible_sizes_are_refused() -> None:
         build(negatives=-1)
     with pytest.raises(ValueError, match=r"layers \[0\]"):
         build(layers=[0])
+
+
+@pytest.mark.parametrize("embedding", Embedding, ids=str)
+def test_adagrad_takes_tables_for_tables_whatever_the_size_of_a_matrix(
+    embedding: Embedding,
+) -> None:
+    model = build(items=23, hidden=8, embedding=embedding)  # 3 x 8 rows: as many as a table has
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = {bool(group.get("table")): group["params"] for group in model.optimiser().param_groups}
+    tables = {names[id(parameter)] for parameter in groups[True]}
+    assert {"output_table", "output_bias"} <= tables
+    assert all(name.endswith(("table", "output_bias")) for name in tables)
+    assert not any(names[id(parameter)].endswith("table") for parameter in groups[False])
