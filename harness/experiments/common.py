@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -14,7 +17,11 @@ from harness.data.files import DEMO, check_name
 from harness.errors import InputError
 from harness.execution.live import Board
 from harness.execution.plan import Plan
+from harness.report.document import Document
+from harness.report.files import write_table
 from harness.report.gather import TableData
+from harness.report.latex import latex
+from harness.report.text import markdown, terminal
 from harness.run import Places, open_dataset
 from harness.zoo import METHODS, REFERENCES, Method, find
 from models.interface import Catalogue
@@ -140,6 +147,25 @@ def table_data(request: Request, planned: Plan) -> list[TableData]:
         )
         for name in request.names
     ]
+
+
+def publish_page(
+    request: Request, page: Document, csv: str, label: str, content: dict[str, Any]
+) -> str:
+    """Write a page's four files below results/tables; returns what a terminal shows.
+
+    Args:
+        request: Names the folder.
+        page: What is printed.
+        csv: Content of table.csv.
+        label: Of the first LaTeX float, such as tab:main.
+        content: Of table.json.
+    """
+    folder = request.places.results / "tables" / request.target / request.folder_name
+    write_table(folder, markdown(page), csv, latex(page, label), content)
+    width = shutil.get_terminal_size((140, 24)).columns
+    shown = terminal(page, colour=sys.stdout.isatty(), width=width)
+    return f"{shown}\nwritten to {folder}/table.md, .csv, .tex, .json"
 
 
 def failures(request: Request) -> dict[str, str]:

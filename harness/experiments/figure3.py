@@ -7,8 +7,6 @@ trained once. A removal's records carry M3BSR's name; rows are told apart by the
 from __future__ import annotations
 
 import re
-import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,12 +14,16 @@ from harness.compose import check_overrides, compose_cell
 from harness.config import Cell, cell_key, plain
 from harness.errors import InputError, unknown
 from harness.execution.plan import Plan
-from harness.experiments.common import Request, check_model, check_split, failures, table_data
+from harness.experiments.common import (
+    Request,
+    check_model,
+    check_split,
+    failures,
+    publish_page,
+    table_data,
+)
 from harness.report.ablation import ablation_json, ablation_page, build_ablation
 from harness.report.export import csv_text
-from harness.report.files import write_table
-from harness.report.latex import latex
-from harness.report.text import markdown, terminal
 from harness.zoo import Method, find
 from models.variants import VARIANTS
 
@@ -117,12 +119,6 @@ def publish(request: Request, planned: Plan, failed: dict[str, str]) -> str:
         overrides=request.overrides,
     )
     page = ablation_page(ablation)
-    folder = request.places.results / "tables" / request.target / request.folder_name
-    write_table(
-        folder, markdown(page), csv_text(ablation.table), latex(page, "ablations"),
-        ablation_json(ablation),
-    )  # fmt: skip
-    shown = terminal(
-        page, colour=sys.stdout.isatty(), width=shutil.get_terminal_size((140, 24)).columns
+    return publish_page(
+        request, page, csv_text(ablation.table), "tab:ablations", ablation_json(ablation)
     )
-    return f"{shown}\nwritten to {folder}/table.md, .csv, .tex, .json"

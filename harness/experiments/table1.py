@@ -8,8 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import shutil
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +16,9 @@ from harness.audit import PRINTED_NAMES, Sizes, published
 from harness.config import Cell
 from harness.data.dataset import Dataset
 from harness.execution.plan import Plan
-from harness.experiments.common import Request
+from harness.experiments.common import Request, publish_page
 from harness.report.document import Band, Document, Grid, Line, Notes, entry
-from harness.report.files import write_table
-from harness.report.latex import latex
 from harness.report.layout import demo_line
-from harness.report.text import markdown, terminal
 from harness.run import open_dataset
 
 TITLE = "Table 1: statistics of the data sets"
@@ -219,9 +214,4 @@ def publish(request: Request, planned: Plan, failed: dict[str, str]) -> str:  # 
     """Write table.md, .csv, .tex and .json below results/tables; returns what a terminal shows."""
     found = rows(open_dataset(request.places.data, name) for name in request.names)
     page = render(found)
-    folder = request.places.results / "tables" / request.target / request.folder_name
-    write_table(folder, markdown(page), frame(found), latex(page, "tab:data"), content(found))
-    shown = terminal(
-        page, colour=sys.stdout.isatty(), width=shutil.get_terminal_size((140, 24)).columns
-    )
-    return f"{shown}\nwritten to {folder}/table.md, .csv, .tex, .json"
+    return publish_page(request, page, frame(found), "tab:data", content(found))

@@ -343,7 +343,9 @@ def test_publish_writes_the_four_files(tmp_path, monkeypatch):
     assert "Table only: the bars are not drawn yet" in page
     lines = list(csv.DictReader(io.StringIO((folder / "table.csv").read_text(encoding="utf8"))))
     assert len(lines) == 6 * 2 * 2
-    assert "w/o Shared Expert" in (folder / "table.tex").read_text(encoding="utf8")
+    tex = (folder / "table.tex").read_text(encoding="utf8")
+    assert "w/o Shared Expert" in tex
+    assert r"\label{tab:ablations}" in tex
     assert json.loads((folder / "table.json").read_text(encoding="utf8"))["target"] == "figure3"
 
 

@@ -225,6 +225,7 @@ def test_a_table_is_run_stored_printed_and_not_run_again(
     assert {path.name for path in folder.iterdir()} == {
         f"table.{e}" for e in ("md", "csv", "tex", "json")
     }
+    assert r"\label{tab:main}" in (folder / "table.tex").read_text()
     content = json.loads((folder / "table.json").read_text())
     assert content["target"] == "table2"
     assert content["data"][0]["demo"] is True

@@ -85,7 +85,9 @@ def test_the_command_line_leaves_four_files(data, tmp_path, capsys):
     assert sources == [("ours", True), ("paper", False), ("paper", False)]
     rows = list(csv.DictReader(io.StringIO((folder / "table.csv").read_text(encoding="utf8"))))
     assert [row["interactions"] for row in rows[1:]] == ["328387", "5852725"]
-    assert r"\begin{tabular}" in (folder / "table.tex").read_text(encoding="utf8")
+    tex = (folder / "table.tex").read_text(encoding="utf8")
+    assert r"\begin{tabular}" in tex
+    assert r"\label{tab:data}" in tex
 
 
 def test_a_plan_has_nothing_to_run(data, tmp_path, capsys):
