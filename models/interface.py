@@ -10,10 +10,10 @@ Item ids are 1..items and 0 is padding; user ids are 0..users-1 and have no padd
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 Losses = dict[str, Tensor]
 """Named scalar terms, already weighted; their sum is trained."""
+
+T = TypeVar("T")
 
 State = Any
 """What `encode` hands to `score`: everything that does not depend on the candidates."""
@@ -39,6 +41,7 @@ class Samples(Enum):
 
     prefix = "prefix"
     window = "window"
+    pair = "pair"
 
 
 @dataclass(frozen=True)
@@ -132,15 +135,19 @@ class Batch:
     `Samples.window`: one row a user; `targets[:, p]` is read at slot p, from the events up to and
     including slot p (place = length). A target whose item occurs earlier stands at the slot before
     the item's first touch, so nothing leaks; `clicks` and `favors` count the events it stands for.
+
+    `Samples.pair`: one row a distinct pair of a user and an item among the training records, whether
+    its events are targets or not, for methods that read no order (place = 1). The history is one slot
+    of padding; `clicks` and `favors` count the pair's events.
     """
 
     history: History
     targets: Int[Tensor, "batch place"]
     """Item id to predict at each place; 0 where there is none."""
     clicks: Float[Tensor, "batch place"]
-    """How many click events of the target are trained at this place (0 or 1 for a prefix)."""
+    """Click events of the target that are trained at this place (0 or 1 for a prefix)."""
     favors: Float[Tensor, "batch place"]
-    """How many favor events of the target are trained at this place (0 or 1 for a prefix)."""
+    """Favor events of the target that are trained at this place (0 or 1 for a prefix)."""
     generator: torch.Generator
     """Every draw of a training pass (negatives, masks, diffusion noise); dropout aside."""
 
@@ -156,12 +163,12 @@ class Batch:
 
     @property
     def target(self) -> Int[Tensor, " batch"]:
-        """The target of a prefix batch."""
+        """The target of a prefix or pair batch."""
         return self.targets[:, -1]
 
     @property
     def target_behaviour(self) -> Int[Tensor, " batch"]:
-        """Behaviour of a prefix batch's target: Behaviour.CLICK or Behaviour.FAVOR."""
+        """Deepest behaviour of a prefix or pair batch's target: Behaviour.CLICK or Behaviour.FAVOR."""
         return torch.where(self.favors[:, -1] > 0, int(Behaviour.FAVOR), int(Behaviour.CLICK))
 
     @property
@@ -183,7 +190,15 @@ class ModelConfig:
 
 
 class Recommender(nn.Module, ABC):
-    """One method. Parts are chosen in `__init__`, once; `loss` and `encode` have no `if config.`."""
+    """One method. Parts are chosen in `__init__`, once; `loss` and `encode` have no `if config.`.
+
+    Stages. A method is trained in one stage unless `next_stage` says otherwise. A stage ends when early
+    stopping has used up its patience, when `stage_ended` says so, or after `train.epochs` epochs; it
+    hands on the weights of its best validation epoch, or of its last one where `selects` is False.
+    Then `next_stage` is asked for another. Only the last stage's epochs compete for the final weights.
+    Which stage it is, and everything else that `loss`, `encode` and `score` depend on, has to be in
+    `state_dict` (a buffer): a run may be killed and taken up after any epoch.
+    """
 
     Config: ClassVar[type[ModelConfig]] = ModelConfig
     samples: ClassVar[Samples] = Samples.prefix
@@ -195,12 +210,32 @@ class Recommender(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.catalogue = catalogue
+        self._remembered: dict[str, Any] = {}
 
     def prepare(self, train: Interactions) -> None:
         """Graphs, counts, memories: called once, before training and after loading."""
 
     def begin_epoch(self, epoch: int, generator: torch.Generator) -> None:
-        """Curricula and refreshed samples: called before each epoch (from 0)."""
+        """Curricula and refreshed samples: called before each epoch (from 0, through all stages)."""
+
+    @property
+    def selects(self) -> bool:
+        """False in a stage whose epochs validation must not choose among (pre-training, say)."""
+        return True
+
+    def stage_ended(self, epochs: int, generator: torch.Generator) -> bool:  # noqa: ARG002
+        """Whether the method's own rule ends the stage, `epochs` old: asked once after each epoch."""
+        return False
+
+    def next_stage(self) -> bool:
+        """Enter the stage that follows (True), or say that there is none (False).
+
+        A new optimiser and schedule are made for it.
+        """
+        return False
+
+    def before_step(self, optimiser: torch.optim.Optimizer) -> None:
+        """Called between the gradients and the optimiser's step: clipping, rates of a phase."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> Losses:
@@ -244,6 +279,29 @@ class Recommender(nn.Module, ABC):
     ) -> torch.optim.lr_scheduler.LRScheduler | None:
         """Learning-rate schedule, stepped after each batch; `steps` are the batches of one epoch."""
         return None
+
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """`compute()`, remembered under `name` while nothing can change it.
+
+        That is in evaluation mode and without gradients, until the mode is set again or weights are
+        loaded. For what all users share and is dear: a graph's propagation, vectors of all items.
+        """
+        if self.training or torch.is_grad_enabled():
+            return compute()
+        if name not in self._remembered:
+            self._remembered[name] = compute()
+        found: T = self._remembered[name]
+        return found
+
+    def train(self, mode: bool = True) -> Any:  # itself, as torch's
+        """Set the mode, and forget what `once` remembers."""
+        self._remembered.clear()
+        return super().train(mode)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load weights, and forget what `once` remembers."""
+        self._remembered.clear()
+        return super().load_state_dict(*args, **kwargs)
 
     @property
     def device(self) -> torch.device:

@@ -134,8 +134,10 @@ def case_history(length: int | None = None) -> History:
 
 
 def case_batch(kind: Samples, seed: int = 0) -> Batch:
-    """CASES as training samples; a prefix target a user, window targets at every event."""
+    """CASES as training samples; a prefix or pair target a user, window targets at every event."""
     read = case_history()
+    if kind is Samples.pair:
+        read = history([[]] * len(CASES))
     users, slots = read.items.shape
     places = slots if kind is Samples.window else 1
     generator = torch.Generator().manual_seed(seed)
@@ -147,7 +149,7 @@ def case_batch(kind: Samples, seed: int = 0) -> Batch:
 
 
 def one_target_each(kind: Samples, seed: int = 0) -> tuple[Batch, Interactions]:
-    """One sample a user, told apart by its history: the target is read after all of it.
+    """One sample a user, told apart by its history (pairs: by the user): read after all of it.
 
     Returns:
         The batch, and records in which each user's target follows the history.
@@ -156,7 +158,7 @@ def one_target_each(kind: Samples, seed: int = 0) -> tuple[Batch, Interactions]:
     order = torch.rand(USERS, ITEMS, generator=generator).argsort(1) + 1
     past = [clicks(row[:3]) + favors(row[3:5]) for row in order.tolist()]
     target = order[:, 5]
-    read = history(past)
+    read = history([[]] * USERS if kind is Samples.pair else past)
     places = read.items.shape[1] if kind is Samples.window else 1
     targets = torch.zeros(USERS, places, dtype=torch.int64)
     targets[:, -1] = target

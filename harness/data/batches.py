@@ -129,7 +129,7 @@ def _subset(events: Interactions, keep: Bool[Tensor, " event"]) -> Interactions:
 
 
 class TrainingSamples:
-    """What a method is trained on: one sample a target (prefix) or one a user (window)."""
+    """What a method is trained on: one sample a target (prefix), a user (window) or a pair of both."""
 
     def __init__(
         self, split: Split, kind: Samples, protocol: ProtocolConfig, train: TrainConfig
@@ -137,11 +137,13 @@ class TrainingSamples:
         self.size = train.batch_size
         self.per_epoch = train.samples
         self.passes = train.passes
-        self.maker = (
-            _Prefixes(split.train, protocol)
-            if kind is Samples.prefix
-            else _Windows(split.train, protocol, train.windows)
-        )
+        self.maker: _Prefixes | _Windows | _Pairs
+        if kind is Samples.prefix:
+            self.maker = _Prefixes(split.train, protocol)
+        elif kind is Samples.window:
+            self.maker = _Windows(split.train, protocol, train.windows)
+        else:
+            self.maker = _Pairs(split.train)
 
     def __len__(self) -> int:
         """Samples of one pass."""
@@ -247,6 +249,31 @@ class _Windows:
             self.target[event] * real,
             self.clicks[event] * real,
             self.favors[event] * real,
+            draws,
+        )
+
+
+class _Pairs:
+    """Every distinct pair of a user and an item, with how often it was clicked and favored."""
+
+    def __init__(self, train: Interactions) -> None:
+        most = int(train.item.max()) + 1 if len(train.item) else 1
+        key, pair = torch.unique(train.user * most + train.item, return_inverse=True)
+        self.user, self.item = key // most, key % most
+        favor = (train.behaviour == int(Behaviour.FAVOR)).long()
+        counts = torch.zeros(2, len(key))
+        counts.index_put_((favor, pair), torch.ones(len(pair)), accumulate=True)
+        self.clicks, self.favors = counts
+        self.lengths = torch.zeros_like(key)
+
+    def batch(self, rows: Int[Tensor, " batch"], draws: torch.Generator) -> Batch:
+        """One batch of these pairs; nobody's history is read."""
+        nothing = torch.zeros(len(rows), 1, dtype=torch.int64)
+        return Batch(
+            History(self.user[rows], nothing, nothing),
+            self.item[rows].unsqueeze(1),
+            self.clicks[rows].unsqueeze(1),
+            self.favors[rows].unsqueeze(1),
             draws,
         )
 

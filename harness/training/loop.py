@@ -41,16 +41,26 @@ class Progress:
     epoch: int = 0
     """Epochs finished."""
     best_epoch: int = 0
-    """Number of the best one, from 1."""
+    """Number of the best one of this stage, from 1."""
     best: float = -math.inf
     """Its validation NDCG@10."""
+    stage_start: int = 0
+    """Epochs finished before this stage began."""
+    stage_ended: bool = False
+    """The method's own rule has ended this stage."""
     resumed: int = 0
     """How often the run went on from a checkpoint."""
     curve: list[dict[str, Any]] = field(default_factory=list)
 
     def ended(self, train: TrainConfig) -> bool:
-        """True when the epochs are used up, or the patience is."""
-        return self.epoch >= train.epochs or self.epoch - self.best_epoch >= train.patience
+        """True when this stage is over: by the method's rule, its epochs or the patience."""
+        if self.stage_ended or self.epoch - self.stage_start >= train.epochs:
+            return True
+        return self.epoch - max(self.best_epoch, self.stage_start) >= train.patience
+
+    def begin_stage(self) -> None:
+        """Nothing before this competes with what follows."""
+        self.stage_start, self.stage_ended, self.best = self.epoch, False, -math.inf
 
 
 class _Writer:
@@ -131,7 +141,7 @@ def fit(
     report: Callable[[Progress], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Progress:
-    """Train until the patience is used up; the model ends with the weights of its best epoch.
+    """Train, stage by stage, until the patience is used up; the weights end as the best epoch's.
 
     Args:
         model: Built and prepared; its global torch generator already seeded.
@@ -154,22 +164,28 @@ def fit(
         progress, best = Progress(**state.pop("progress")), state.pop("best")
         progress.resumed += 1
         trainer.restore(state)
-    while not progress.ended(train):
-        started = time.perf_counter()
-        means = trainer.epoch(progress.epoch, stop)
-        score = validate(model)
-        progress.epoch += 1
-        seconds = time.perf_counter() - started
-        progress.curve.append(
-            {"epoch": progress.epoch, **means, "NDCG@10": score, "seconds": seconds}
-        )
-        if score > progress.best:
-            progress.best, progress.best_epoch = score, progress.epoch
-            best = deepcopy(model.state_dict())
-        checkpoint.save({"progress": vars(progress), "best": best, **trainer.state()})
-        report(progress)
-    model.load_state_dict(best)
-    return progress
+    while True:
+        while not progress.ended(train):
+            started = time.perf_counter()
+            means = trainer.epoch(progress.epoch, stop)
+            score = validate(model)
+            progress.epoch += 1
+            epochs = progress.epoch - progress.stage_start
+            progress.stage_ended = model.stage_ended(epochs, trainer.draws)
+            if score > progress.best or not model.selects:
+                progress.best, progress.best_epoch = score, progress.epoch
+                best = deepcopy(model.state_dict())
+            seconds = time.perf_counter() - started
+            progress.curve.append(
+                {"epoch": progress.epoch, **means, "NDCG@10": score, "seconds": seconds}
+            )
+            checkpoint.save({"progress": vars(progress), "best": best, **trainer.state()})
+            report(progress)
+        model.load_state_dict(best)
+        if not model.next_stage():
+            return progress
+        progress.begin_stage()
+        trainer.renew()
 
 
 class Trainer:
@@ -179,8 +195,12 @@ class Trainer:
         self.model, self.samples = model, samples
         self.order = torch_stream(seed, "order")
         self.draws = torch_stream(seed, "draws", model.device)
-        self.optimiser = model.optimiser()
-        self.schedule = model.schedule(self.optimiser, samples.batches)
+        self.renew()
+
+    def renew(self) -> None:
+        """A new optimiser and schedule, for the stage that the model is in."""
+        self.optimiser = self.model.optimiser()
+        self.schedule = self.model.schedule(self.optimiser, self.samples.batches)
 
     def state(self) -> dict[str, Any]:
         """Weights, optimiser, schedule and every random stream."""
@@ -197,6 +217,7 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state()`."""
         self.model.load_state_dict(state["model"])
+        self.renew()
         self.optimiser.load_state_dict(state["optimiser"])
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
@@ -225,6 +246,7 @@ class Trainer:
                 total = checked_total(losses, number, updates)
                 self.optimiser.zero_grad(set_to_none=True)
                 total.backward()
+                self.model.before_step(self.optimiser)
                 self.optimiser.step()
                 for name, term in {"loss": total, **losses}.items():
                     sums[name] = sums.get(name, 0.0) + float(term.detach())

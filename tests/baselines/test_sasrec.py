@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines.sasrec import Loss, Norm, SASRec, SASRecConfig, TrainingNegatives, blocked_keys
+from baselines.sasrec import Loss, Norm, SASRec, SASRecConfig, blocked_keys
 from models.interface import Batch, Behaviour, History
 from models.layers import Behaviors, Dropout
+from models.negatives import TrainingNegatives
 from tests import worlds
 
 
