@@ -181,6 +181,10 @@ class Batch:
 class ModelConfig:
     """Settings that every method has; a method's own follow in its file."""
 
+    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Own options that are tuned beside the grid that all methods share (protocol, Tuning): the option,
+    dotted below `model.`, and its values; at most 12 combinations."""
+
     hidden: int = 64
     """Width d; the paper's grid is 64, 128, 256, 512 (section 5.1.3)."""
     learning_rate: float = 1e-3
