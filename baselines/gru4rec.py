@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
@@ -129,6 +129,11 @@ class GRU4RecConfig(ModelConfig):
     """Said under a table when it is Adam."""
     momentum: float = 0.0
     """Adagrad's."""
+
+    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "learning_rate": (0.01, 0.05, 0.1, 0.2),
+        "dropout_embedding": (0.0, 0.3),
+    }
 
 
 def glorot(tensor: Tensor, rows: int, columns: int) -> None:

@@ -20,9 +20,9 @@ y = d / heads, d = hidden width, item_row = items + 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -69,6 +69,12 @@ class MBSTRConfig(ModelConfig):
     """Of relative positions, half of them for keys after the query."""
     max_distance: int = 40
     """From here on all distances share a bucket."""
+
+    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "dropout": (0.1, 0.2),
+        "mask_probability": (0.2, 0.3),
+        "blocks": (1, 2),
+    }
 
 
 def relative_bucket(

@@ -16,10 +16,10 @@ an image or text vector, d = hidden width H, fused = 3 d.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -93,6 +93,11 @@ class MMMLPConfig(ModelConfig):
     behaviors: Reads = Reads.merged
     align: Align = Align.left
     objective: Objective = Objective.cross_entropy
+
+    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "id_passes": (1, 2, 4),
+        "dropout": (0.1, 0.3, 0.5),
+    }
 
 
 class MixerPass(nn.Module):

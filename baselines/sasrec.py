@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -83,6 +83,19 @@ class SASRecConfig(ModelConfig):
     """S2."""
     behaviors: Behaviors = Behaviors.merged
     """S3: `merged` ignores the tags; `favor_only` reads the favors and still predicts every target."""
+
+    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "dropout": (0.2, 0.5),
+        "heads": (1, 2),
+        "blocks": (1, 2),
+    }
+
+
+@dataclass
+class SASRecCEConfig(SASRecConfig):
+    """The reference row "SASRec (CE)": the same model, its loss the softmax over all items (S1)."""
+
+    loss: Loss = Loss.ce
 
 
 Inner = Callable[

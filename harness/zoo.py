@@ -63,6 +63,8 @@ class Method:
     """Class in `module`, a ModelConfig dataclass."""
     note: str = ""
     """What a table has to say about the row (a reconstruction, say)."""
+    trained: bool = True
+    """False: no randomness, so one run says all."""
 
     def load(self) -> tuple[type[Recommender], type[ModelConfig]]:
         """The model class and its config class; imports torch."""
@@ -120,16 +122,21 @@ METHODS: tuple[Method, ...] = (
 def _reference(label: str, note: str) -> Method:
     """A row of baselines/reference.py; the class is called like the label."""
     module, config = "baselines.reference", "ReferenceConfig"
-    return Method(label.lower(), label, None, Group.reference, module, label, config, note)
+    return Method(label.lower(), label, None, Group.reference, module, label, config, note, False)
 
 
 REFERENCES: tuple[Method, ...] = (
+    Method(
+        "sasrec_ce", "SASRec (CE)", None, Group.reference,
+        "baselines.sasrec", "SASRec", "SASRecCEConfig",
+        "SASRec trained with the cross-entropy over all items: the plain model to beat",
+    ),
     _reference("Random", "constant scores: the exact expectation over tie orders"),
     _reference("MostPopular", "training events of an item, counted"),
     _reference("LastClick", "latest item of the history first"),
     _reference("Markov", "neighbour counts of the last three items"),
     _reference("ItemKNN", "co-occurrence with every item of the history"),
-)
+)  # fmt: skip
 """The floor under every table (protocol, Reference rows)."""
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -142,6 +142,12 @@ class M3BSRConfig(DenoisingConfig, InterestConfig):
     output: OutputConfig = field(default_factory=OutputConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     parts: PartsConfig = field(default_factory=PartsConfig)
+
+    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "heads": (1, 2, 4),
+        "expert.layers": (1, 2),
+        "loss.lambda_m": (0.02, 0.2),
+    }
 
 
 def repaired(config: M3BSRConfig) -> M3BSRConfig:

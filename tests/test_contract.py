@@ -29,7 +29,8 @@ READS_ALL_PLACES: dict[str, str] = {
 """Window methods whose training may read later events than a target's place: why."""
 
 every_method = pytest.mark.parametrize("method", METHODS + REFERENCES, ids=lambda row: row.key)
-every_trained_method = pytest.mark.parametrize("method", METHODS, ids=lambda row: row.key)
+TRAINED = [method for method in METHODS + REFERENCES if method.trained]
+every_trained_method = pytest.mark.parametrize("method", TRAINED, ids=lambda row: row.key)
 every_case = pytest.mark.parametrize("case", CASES)
 
 
@@ -405,7 +406,15 @@ class TestTraining:
         assert torch.equal(batch.history.items, fresh.history.items)
 
 
-@pytest.mark.parametrize("method", REFERENCES, ids=lambda row: row.key)
+UNTRAINED = [method for method in REFERENCES if not method.trained]
+
+
+@every_method
+def test_the_zoo_says_which_rows_are_trained(method: Method) -> None:
+    assert method.load()[0].trained == method.trained
+
+
+@pytest.mark.parametrize("method", UNTRAINED, ids=lambda row: row.key)
 def test_a_reference_row_prepares_the_same_after_loading(method: Method) -> None:
     model, other = shared(method), build(method, worlds.interactions(PAST))
     other.load_state_dict(model.state_dict())

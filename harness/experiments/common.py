@@ -89,14 +89,14 @@ def choose_methods(word: str | None) -> tuple[Method, ...]:
 
 
 def grid(request: Request) -> list[Cell]:
-    """Methods x data sets x seeds; a reference row has no randomness and one cell a data set.
+    """Methods x data sets x seeds; a row without randomness has one cell a data set.
 
     Seed 0 is the tuning seed (protocol, Tuning), so runs count from 1.
     """
     check_overrides((*request.methods, *REFERENCES), request.overrides)
     cells = []
     for method in (*request.methods, *REFERENCES):
-        seeds = request.seeds if method in request.methods else 1
+        seeds = request.seeds if method.trained else 1
         for name in request.names:
             cell = compose_cell(method, name, request.budget, request.overrides)
             check_model(cell)

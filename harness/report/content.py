@@ -94,6 +94,11 @@ class Row:
         """True when the method was built from a text alone, without its authors' code."""
         return "reconstruct" in self.note.lower()
 
+    @property
+    def printed(self) -> str:
+        """The row's name in every table."""
+        return f"{self.label} (reconstruction)" if self.reconstruction else self.label
+
 
 @dataclass(frozen=True)
 class Column:

@@ -99,7 +99,7 @@ def _main(table: Table) -> Grid:
     below += [f"[{number}] {note}" for number, note in enumerate(notes, 1)]
     built = [f"{row.label}: {row.note}" for row in table.rows if row.reconstruction]
     if built:
-        below.append(f"‡ Reconstruction, built without its authors' code. {'; '.join(built)}.")
+        below.append(f"(reconstruction): built without its authors' code. {'; '.join(built)}.")
     about = [f"{row.label}: {row.note}" for row in (*table.rows, *table.references)
              if row.note and not row.reconstruction]  # fmt: skip
     if about:
@@ -144,8 +144,9 @@ def line_of(row: Row, table: Table, notes: list[str]) -> Line:
         entries += [entry(word), *[EMPTY] * (len(cells) - 1)]
     if row.degenerate and row.group is not Group.reference:
         numbers.append(note(f"{row.label}: degenerate scores in {', '.join(row.degenerate)}."))
-    name = row.label + ("‡" if row.reconstruction else "")
-    return Line(name + "".join(f" [{number}]" for number in dict.fromkeys(numbers)), tuple(entries))
+    return Line(
+        row.printed + "".join(f" [{number}]" for number in dict.fromkeys(numbers)), tuple(entries)
+    )
 
 
 def _reasons(gaps: Sequence[str]) -> dict[str, list[str]]:

@@ -218,3 +218,24 @@ def test_the_number_of_batches_of_an_epoch_is_known_before_it(kind: Samples, pas
     sizes = [len(b.history.user) for b in made.epoch(torch_stream(1, "a"), torch_stream(1, "b"))]
     assert len(sizes) == made.batches
     assert sum(sizes) == passes * len(made)
+
+
+def test_pairs_are_distinct_and_count_their_events_targets_or_not() -> None:
+    train = interactions(
+        [[(3, 1), (2, 2), (3, 2), (3, 1)], [], [(1, 1)]], [False, True, True, False, False]
+    )
+    (batch,) = samples(train, Samples.pair, ProtocolConfig())
+    found = {
+        (user, item): (clicks, favors)
+        for user, item, clicks, favors in zip(
+            batch.history.user.tolist(),
+            batch.target.tolist(),
+            batch.clicks.flatten().tolist(),
+            batch.favors.flatten().tolist(),
+            strict=True,
+        )
+    }
+    assert found == {(0, 2): (0, 1), (0, 3): (2, 1), (2, 1): (1, 0)}
+    assert not batch.history.real.any()
+    deepest = dict(zip(batch.target.tolist(), batch.target_behaviour.tolist(), strict=True))
+    assert deepest == {1: 1, 2: 2, 3: 2}

@@ -115,7 +115,9 @@ def test_a_plan_runs_nothing(
 ) -> None:
     assert main(["table2", *words, "--methods", "sasrec", "--seeds", "2", "--plan"]) == 0
     out = capsys.readouterr().out
-    assert "7 cells wanted, 0 stored, 7 to run" in out  # two runs, five reference rows
+    assert (
+        "9 cells wanted, 0 stored, 9 to run" in out
+    )  # two runs, as many of SASRec (CE), five floors
     assert not (tmp_path / "results").exists()
 
 

@@ -183,3 +183,86 @@ def test_a_failed_write_of_a_checkpoint_leaves_the_old_one(tmp_path: Path) -> No
         checkpoint.save({"epoch": lambda: None})
     assert checkpoint.load() == {"epoch": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
+
+
+class Staged(Toy):
+    """A pre-training stage that the method's own rule ends, then one that validation selects from."""
+
+    stage: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("stage", torch.tensor(0))
+        self.rates: list[float] = []
+
+    @property
+    def selects(self) -> bool:
+        return bool(self.stage > 0)
+
+    def stage_ended(self, epochs: int, generator: torch.Generator) -> bool:
+        torch.rand(1, generator=generator)
+        return bool(self.stage == 0) and epochs >= 2
+
+    def next_stage(self) -> bool:
+        self.stage += 1
+        return bool(self.stage == 1)
+
+    def before_step(self, optimiser: torch.optim.Optimizer) -> None:
+        self.rates.append(optimiser.param_groups[0]["lr"])
+
+
+def staged(
+    path: Path, scores: list[float], patience: int = 2, epochs: int = 6, die_after: int = 0
+) -> tuple[Staged, Progress]:
+    torch.manual_seed(5)
+    model = Staged()
+
+    def report(progress: Progress) -> None:
+        if progress.epoch == die_after:
+            raise KilledError
+
+    seen = []
+
+    def validate(_: Toy) -> float:
+        seen.append(len(seen))
+        return scores[seen[-1]]
+
+    config = TrainConfig(epochs=epochs, patience=patience, batch_size=16)
+    progress = fit(model, toy_samples(), validate, config, 5, Checkpoint(path, {}), report)
+    return model, progress
+
+
+def test_epochs_of_a_pre_training_stage_compete_with_nothing(tmp_path: Path) -> None:
+    _, progress = staged(tmp_path / "c.pt", [0.9, 0.8, 0.2, 0.4, 0.3, 0.3])
+    assert (
+        progress.epoch == 6
+    )  # two of the first stage, then patience 2 after the second stage's best
+    assert (progress.best_epoch, progress.best, progress.stage_start) == (4, 0.4, 2)
+
+
+def test_a_stage_has_an_optimiser_and_a_schedule_of_its_own(tmp_path: Path) -> None:
+    model, _ = staged(tmp_path / "c.pt", [0.1, 0.2, 0.3, 0.2, 0.2])
+    steps = toy_samples().batches
+    assert model.rates[0] == model.rates[2 * steps] == Toy.Config().learning_rate
+    assert model.rates[steps] == model.rates[3 * steps] == Toy.Config().learning_rate / 2
+
+
+def test_the_budget_of_epochs_is_that_of_a_stage(tmp_path: Path) -> None:
+    model, progress = staged(tmp_path / "c.pt", [0.1, 0.2], epochs=1)
+    assert progress.epoch == 2
+    assert int(model.stage) == 2  # asked once more after its last stage
+
+
+@pytest.mark.parametrize("die_after", [1, 2, 3, 4])
+def test_a_run_killed_in_or_between_stages_resumes_bit_equal(
+    tmp_path: Path, die_after: int
+) -> None:
+    scores = [0.9, 0.8, 0.2, 0.4, 0.3, 0.3]
+    straight, _ = staged(tmp_path / "straight.pt", scores)
+    with pytest.raises(KilledError):
+        staged(tmp_path / "killed.pt", scores, die_after=die_after)
+    resumed, progress = staged(tmp_path / "killed.pt", scores[die_after:])
+    assert progress.resumed == 1
+    assert progress.epoch == 6
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
