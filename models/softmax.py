@@ -9,13 +9,14 @@ Axes: batch = samples, item_row = items + 1 (row 0 is padding), d = hidden width
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 BLOCK = 1 << 21
 """Logits held at once unless `chunk` says otherwise (8 MiB in float32). Chosen by time on one and
@@ -155,3 +156,90 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
         if grad_bias is not None:
             grad_bias.index_add_(0, target, gradient, alpha=-1)
         return grad_query, grad_weight, grad_bias, None, None, None
+
+
+Scores = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
+"""Logits (batch x rows) from tensors that all rows share and from tensors with one line a row."""
+
+
+def scored_cross_entropy(
+    scores: Scores,
+    shared: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    target: Int[Tensor, " batch"],
+    *,
+    chunk: int | None = None,
+) -> Float[Tensor, " batch"]:
+    """Minus the log-softmax of each target's logit, for logits that are no plain product.
+
+    Exact, all rows in the denominator (row 0 too). Differentiable once in `shared` and `rows`.
+
+    Args:
+        scores: the logits of some rows, from `shared` and from these rows' lines of `rows`; made of
+            differentiable operations, and drawing nothing: the backward pass calls it again.
+        shared: what every row is scored with (queries, one a sample).
+        rows: tensors with one line an item row.
+        target: row that each sample should rank first.
+        chunk: rows a block; None chooses it so that a block holds BLOCK / 4 logits, as a score that
+            is no product has a handful of temporary values a logit.
+    """
+    if chunk is None:
+        chunk = max(BLOCK // 4 // max(target.shape[0], 1), 256)
+    if rows[0].shape[0] <= chunk:
+        return functional.cross_entropy(scores(shared, rows), target, reduction="none")
+    losses: Tensor = _ScoredCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        scores, target, chunk, len(shared), *shared, *rows
+    )
+    return losses
+
+
+class _ScoredCrossEntropy(torch.autograd.Function):
+    """Blocks forward; backward, each block is scored again and differentiated alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, scores: Scores, target: Tensor, chunk: int, count: int, *tensors: Tensor
+    ) -> Tensor:
+        """Running log-sum-exp."""
+        shared, rows = tensors[:count], tensors[count:]
+        total = hit = None
+        for block in _blocks(0, rows[0].shape[0], chunk):
+            logits = scores(shared, [each[block] for each in rows])
+            place = target - block.start
+            inside = (place >= 0) & (place < logits.shape[1])
+            place = place.clamp(0, logits.shape[1] - 1).unsqueeze(1)
+            found = torch.where(inside, logits.gather(1, place).squeeze(1), 0.0)
+            mass = logits.logsumexp(1)
+            hit = found if hit is None else hit + found
+            total = mass if total is None else torch.logaddexp(total, mass)
+        assert total is not None
+        assert hit is not None
+        ctx.save_for_backward(target, total, *tensors)
+        ctx.scores, ctx.chunk, ctx.count = scores, chunk, count
+        return total - hit
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Through the scores of a block: probability of each row, less 1 at the target."""
+        target, total, *tensors = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[4:]
+        sums = [torch.zeros_like(each) if want else None
+                for each, want in zip(tensors, wanted, strict=True)]  # fmt: skip
+        sample = torch.arange(len(target), device=target.device)
+        for block in _blocks(0, tensors[-1].shape[0], ctx.chunk):
+            leaves = [
+                (each if number < ctx.count else each[block]).detach().requires_grad_(want)
+                for number, (each, want) in enumerate(zip(tensors, wanted, strict=True))
+            ]
+            with torch.enable_grad():
+                logits = ctx.scores(leaves[: ctx.count], leaves[ctx.count :])
+            share = (logits.detach() - total.unsqueeze(1)).exp_()
+            inside = (target >= block.start) & (target < block.stop)
+            share[sample[inside], target[inside] - block.start] -= 1
+            needed = [leaf for leaf in leaves if leaf.requires_grad]
+            found = iter(torch.autograd.grad(logits, needed, share.mul_(gradient.unsqueeze(1))))
+            for number, into in enumerate(sums):
+                if into is not None:
+                    (into if number < ctx.count else into[block]).add_(next(found))
+        return (None, None, None, None, *sums)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.softmax import BLOCK, catalogue_cross_entropy
+from models.softmax import BLOCK, catalogue_cross_entropy, scored_cross_entropy
 
 ROOT = Path(__file__).parents[2]
 
@@ -266,3 +267,52 @@ def test_resident_memory_at_200_000_items() -> None:
     )
     # 49 MiB of table gradient and an 8 MiB block (a little is the libraries'); full logits: 391 MiB.
     assert float(finished.stdout) < 49 + 3 * 8 + 20
+
+
+def gated(shared: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
+    """Two products, the second weighed by the first and by a number a row: linear in nothing."""
+    query, scale = shared
+    first, second, gate = rows
+    one, other = query @ first.T, query @ second.T
+    return scale * (one + other * (gate * one).sigmoid())
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 19, 1000, None])
+def test_scores_that_are_no_product_have_torchs_values_and_gradients(chunk: int | None) -> None:
+    query, first, gate, target, per_sample = draw(9, 20, 3)
+    second, scale = draw(2, 20, 3)[1], torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    inputs = [query, scale, first, second, gate]
+    ours = scored_cross_entropy(gated, inputs[:2], inputs[2:], target - 1, chunk=chunk)
+    theirs = cross_entropy(gated(inputs[:2], inputs[2:]), target - 1, reduction="none")
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    for mine, reference in zip(
+        gradients(ours, per_sample, inputs), gradients(theirs, per_sample, inputs), strict=True
+    ):
+        torch.testing.assert_close(mine, reference, rtol=1e-10, atol=1e-10)
+
+
+def test_scores_of_frozen_tensors_need_no_gradient_of_them() -> None:
+    query, first, gate, target, per_sample = draw(5, 20, 3)
+    scale, second = torch.tensor(2.0, dtype=torch.float64), first.detach().flip(0)
+    rows = [first.detach(), second, gate]
+    ours = scored_cross_entropy(gated, [query, scale], rows, target, chunk=6)
+    theirs = cross_entropy(gated([query, scale], rows), target, reduction="none")
+    for mine, reference in zip(
+        gradients(ours, per_sample, [query, gate]),
+        gradients(theirs, per_sample, [query, gate]),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, reference, rtol=1e-10, atol=1e-10)
+
+
+def test_blocks_of_scores_are_forgotten() -> None:
+    """No call of the scores sees more rows than a block, forward or backward."""
+    seen: list[int] = []
+
+    def scores(shared: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
+        seen.append(len(rows[0]))
+        return shared[0] @ rows[0].T
+
+    query, weight, _, target, _ = draw(4, 50, 3)
+    scored_cross_entropy(scores, [query], [weight], target, chunk=20).sum().backward()
+    assert seen == [20, 20, 10] * 2
