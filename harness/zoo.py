@@ -104,6 +104,10 @@ METHODS: tuple[Method, ...] = (
         "baselines.sasrec", "SASRec", "SASRecConfig",
     ),
     Method(
+        "bert4rec", "BERT4Rec", 2019, Group.traditional,
+        "baselines.bert4rec", "BERT4Rec", "BERT4RecConfig",
+    ),
+    Method(
         "mmmlp", "MMMLP", 2023, Group.multimodal,
         "baselines.mmmlp", "MMMLP", "MMMLPConfig",
     ),

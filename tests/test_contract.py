@@ -24,6 +24,7 @@ NO_GRADIENT: dict[tuple[str, str], str] = {}
 """(method, parameter): why the method's card leaves it without a gradient."""
 
 READS_ALL_PLACES: dict[str, str] = {
+    "bert4rec": "a Cloze: masked slots are read from both sides of the window",
     "mbstr": "a Cloze: masked places are read from both sides of the window, as its card says",
 }
 """Window methods whose training may read later events than a target's place: why."""
