@@ -112,6 +112,10 @@ METHODS: tuple[Method, ...] = (
         "baselines.mmmlp", "MMMLP", "MMMLPConfig",
     ),
     Method(
+        "nmtr", "NMTR", 2019, Group.multibehavior,
+        "baselines.nmtr", "NMTR", "NMTRConfig",
+    ),
+    Method(
         "mbstr", "MB-STR", 2022, Group.multibehavior,
         "baselines.mbstr", "MBSTR", "MBSTRConfig",
     ),
