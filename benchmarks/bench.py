@@ -148,7 +148,7 @@ def methods(data: Path) -> None:
         model_class, _ = method.load()
         model = model_class(cell.model, replace(dataset.catalogue(cell.protocol)))
         model.prepare(split.train)
-        samples = TrainingSamples(split, model_class.samples, cell.protocol, cell.train)
+        samples = TrainingSamples(split, model.samples, cell.protocol, cell.train)
         optimiser, streams = (
             model.optimiser(),
             [torch_stream(1, name) for name in ("order", "draws")],

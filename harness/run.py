@@ -79,7 +79,7 @@ def run(
     checkpoint = Checkpoint(places.checkpoint(key), vars(made_by))
     progress, count = Progress(), 0
     if model_class.trained:
-        samples = TrainingSamples(split, model_class.samples, cell.protocol, cell.train)
+        samples = TrainingSamples(split, model.samples, cell.protocol, cell.train)
         validation = Validation(split, cell.protocol, cell.train.evaluation_batch)
         count = len(samples)
         if not count or not len(validation):

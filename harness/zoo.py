@@ -66,10 +66,20 @@ class Method:
     trained: bool = True
     """False: no randomness, so one run says all."""
 
+    @property
+    def printed(self) -> str:
+        """Its name in every table."""
+        return printed(self.label, self.note)
+
     def load(self) -> tuple[type[Recommender], type[ModelConfig]]:
         """The model class and its config class; imports torch."""
         module = importlib.import_module(self.module)
         return getattr(module, self.model), getattr(module, self.config)
+
+
+def printed(label: str, note: str) -> str:
+    """`M3SRec (reconstruction)` for a method that was built without its authors' code."""
+    return f"{label} (reconstruction)" if "reconstruction" in note.lower() else label
 
 
 PAPER_ROWS: tuple[PaperRow, ...] = (
@@ -110,6 +120,12 @@ METHODS: tuple[Method, ...] = (
     Method(
         "mmmlp", "MMMLP", 2023, Group.multimodal,
         "baselines.mmmlp", "MMMLP", "MMMLPConfig",
+    ),
+    Method(
+        "m3srec", "M3SRec", 2023, Group.multimodal,
+        "baselines.m3srec", "M3SRec", "M3SRecConfig",
+        "reconstruction from the abstract: neither code nor full text of the paper is public; CLIP "
+        "vectors in place of its encoders",
     ),
     Method(
         "nmtr", "NMTR", 2019, Group.multibehavior,

@@ -206,7 +206,7 @@ class Recommender(nn.Module, ABC):
 
     Config: ClassVar[type[ModelConfig]] = ModelConfig
     samples: ClassVar[Samples] = Samples.prefix
-    """Which kind of `Batch` `loss` wants."""
+    """Which kind of `Batch` `loss` wants; an attribute of the model where a setting decides it."""
     trained: ClassVar[bool] = True
     """False for a reference row: `prepare` is all of its training, `loss` is never called."""
 
