@@ -118,6 +118,11 @@ METHODS: tuple[Method, ...] = (
         "baselines.bert4rec", "BERT4Rec", "BERT4RecConfig",
     ),
     Method(
+        "missrec", "MISSRec", 2023, Group.multimodal,
+        "baselines.missrec", "MISSRec", "MISSRecConfig",
+        "trained from scratch, a setting of its authors: their pre-training corpora do not exist here",
+    ),
+    Method(
         "mmmlp", "MMMLP", 2023, Group.multimodal,
         "baselines.mmmlp", "MMMLP", "MMMLPConfig",
     ),
@@ -130,6 +135,12 @@ METHODS: tuple[Method, ...] = (
     Method(
         "nmtr", "NMTR", 2019, Group.multibehavior,
         "baselines.nmtr", "NMTR", "NMTRConfig",
+    ),
+    Method(
+        "sgdl", "SGDL", 2022, Group.multibehavior,
+        "baselines.sgdl", "SGDL", "SGDLConfig",
+        "one behaviour: clicks and favors are one matrix, so the target behaviour is not represented; "
+        "static users, no history, image or text",
     ),
     Method(
         "mbstr", "MB-STR", 2022, Group.multibehavior,

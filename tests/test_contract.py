@@ -20,7 +20,13 @@ from models.interface import Batch, Behaviour, History, Interactions, Losses, Re
 from tests import worlds
 from tests.worlds import CASES, ITEMS, LENGTH, NEITHER, USERS, Event
 
-NO_GRADIENT: dict[tuple[str, str], str] = {}
+NO_GRADIENT: dict[tuple[str, str], str] = {
+    **{
+        ("sgdl", f"scheduler.{lstm}.weight_hh_l0{end}"): "its sequences have length one"
+        for lstm in ("grad_lstm", "loss_lstm")
+        for end in ("", "_reverse")
+    },
+}
 """(method, parameter): why the method's card leaves it without a gradient."""
 
 READS_ALL_PLACES: dict[str, str] = {

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 
 HERE = Path(__file__).parent
+NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
 
 
 def folder() -> Path:
@@ -66,8 +69,12 @@ class Pair:
         if isinstance(tolerance, dict):
             tolerance = tolerance["float64"]
         rule = self.sidecar.get("tolerance_rule", "absolute difference <= tolerance")
+        own = bound_of_its_own(rule, name)
         if theirs.dtype in (torch.bool, torch.int64):
             allowed = torch.zeros_like(theirs, dtype=torch.float64)
+        elif own:
+            largest = float(theirs.abs().max())
+            allowed = torch.full_like(theirs, own[0] * largest + own[1])
         elif "abs(b)" in rule:
             allowed = tolerance + tolerance * theirs.abs()
         elif "max(1, largest" in rule:
@@ -90,6 +97,22 @@ class Pair:
         """Assert that no array below these prefixes was left out."""
         left = {n for n in self.arrays if n.startswith(prefixes)} - self.compared
         assert not left, f"{self.name}: never compared: {sorted(left)}"
+
+
+def bound_of_its_own(rule: str, name: str) -> tuple[float, float] | None:
+    """What a later clause of the rule allows for this array: (times its largest value, plus).
+
+    `...; out/a/* and out/b/* instead: abs(a-b) <= 1e-3*max(abs(b)) + 1e-8 ...; out/c_*: abs(a-b) <= 1e-4`
+    """
+    for clause in rule.split(";")[1:]:
+        names, found, bound = clause.partition(": abs(a-b) <= ")
+        patterns = names.removesuffix(" instead").replace(" and ", " ").split()
+        if found and any(fnmatchcase(name, pattern) for pattern in patterns):
+            times = re.match(rf"({NUMBER})\*max\(abs\(b\)\) \+ ", bound)
+            plus = re.match(NUMBER, bound[times.end() if times else 0 :])
+            assert plus, f"no reading of {clause!r}"
+            return float(times[1]) if times else 0.0, float(plus[0])
+    return None
 
 
 def pairs() -> list[str]:
