@@ -118,6 +118,10 @@ METHODS: tuple[Method, ...] = (
         "baselines.bert4rec", "BERT4Rec", "BERT4RecConfig",
     ),
     Method(
+        "ssdrec", "SSDRec", 2024, Group.traditional,
+        "baselines.ssdrec", "SSDRec", "SSDRecConfig",
+    ),
+    Method(
         "missrec", "MISSRec", 2023, Group.multimodal,
         "baselines.missrec", "MISSRec", "MISSRecConfig",
         "trained from scratch, a setting of its authors: their pre-training corpora do not exist here",

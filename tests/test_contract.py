@@ -26,6 +26,10 @@ NO_GRADIENT: dict[tuple[str, str], str] = {
         for lstm in ("grad_lstm", "loss_lstm")
         for end in ("", "_reverse")
     },
+    **{
+        ("ssdrec", f"denoising.item_level.{name}"): "a long-term vector that the authors never use"
+        for name in ("long_term.weight", "long_term.bias", "long_term_slope.weight")
+    },
 }
 """(method, parameter): why the method's card leaves it without a gradient."""
 
