@@ -119,8 +119,11 @@ def content(seed: int, users: int = 300, groups: int = 6, size: int = 20, cold: 
     return _world(train, positives, draws, _clusters(group, draws))
 
 
-def cascade(seed: int, users: int = 300, accidents: float = 0.0) -> World:
-    """Clicks in the taste's whole group, one favor in ten events, always in its first half."""
+def cascade(seed: int, users: int = 300, accidents: float = 0.0, favors: int = 1) -> World:
+    """Clicks in the taste's whole group, few favors, always in its first half.
+
+    Seven users in ten have `favors` of them (1 to 5); who sees favors alone needs 2 to train on any.
+    """
     groups, size = 8, 12
     draws = stream(seed, "cascade world")
     group = np.concatenate([[0], np.repeat(np.arange(groups), size)])
@@ -133,8 +136,9 @@ def cascade(seed: int, users: int = 300, accidents: float = 0.0) -> World:
         clicks = np.where(by_accident, draws.integers(1, groups * size + 1, len(clicks)), clicks)
         events = [(int(item), int(Behaviour.CLICK)) for item in clicks if item != liked[0]]
         if draws.random() < 0.7:
-            place = int(draws.integers(1, len(events) + 1))
-            events.insert(place, (int(liked[1]), int(Behaviour.FAVOR)))
+            for item in liked[1 : 1 + favors]:
+                place = int(draws.integers(1, len(events) + 1))
+                events.insert(place, (int(item), int(Behaviour.FAVOR)))
         train.append(events)
         positives.append(int(liked[0]))
     return _world(train, positives, draws, _clusters(group, draws))

@@ -22,6 +22,7 @@ from baselines.mbstr import (
     relative_bucket,
 )
 from models.interface import Batch, Behaviour, Catalogue, History, Interactions
+from tests import planted
 from tests.parity.adapters.mbstr import build, in_place
 from tests.parity.pairs import Pair
 
@@ -641,3 +642,20 @@ def test_one_batch_can_be_learned() -> None:
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(ValueError, match="3 heads do not divide"):
         model(heads=3)
+
+
+def test_it_learns_a_cascade_of_clicks_and_favors() -> None:
+    """Above MostPopular, and above itself where it sees favors alone."""
+
+    def trained(world: planted.World, seed: int) -> float:
+        net = planted.trained(
+            lambda catalogue: MBSTR(MBSTRConfig(hidden=16, learning_rate=5e-3), catalogue),
+            world, seed, epochs=10, batch_size=32,
+        )  # fmt: skip
+        return planted.ndcg_at_10(net, world)
+
+    worlds = [planted.cascade(seed, favors=2) for seed in planted.SEEDS]
+    ours = np.mean([trained(world, seed) for seed, world in enumerate(worlds)])
+    blind = [trained(planted.without_clicks(world), seed) for seed, world in enumerate(worlds)]
+    assert ours > np.mean([planted.most_popular(world) for world in worlds]) + 0.2
+    assert ours > np.mean(blind) + 0.15
