@@ -151,6 +151,12 @@ METHODS: tuple[Method, ...] = (
         "baselines.mbstr", "MBSTR", "MBSTRConfig",
     ),
     Method(
+        "kmclr", "KMCLR", 2023, Group.multibehavior,
+        "baselines.kmclr", "KMCLR", "KMCLRConfig",
+        "no knowledge graph exists: triples from brand, seller and category (Rec-Tmall), or from clusters "
+        "of the frozen image and text vectors (Kuaishou)",
+    ),
+    Method(
         "m3bsr", "M3BSR", 2025, Group.ours,
         "models.m3bsr", "M3BSR", "M3BSRConfig",
     ),

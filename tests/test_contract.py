@@ -22,6 +22,10 @@ from tests.worlds import CASES, ITEMS, LENGTH, NEITHER, USERS, Event
 
 NO_GRADIENT: dict[tuple[str, str], str] = {
     **{
+        ("kmclr", f"knowledge.attention.logit.{name}"): "an item here has one triple: a softmax of one"
+        for name in ("weight", "bias")
+    },
+    **{
         ("sgdl", f"scheduler.{lstm}.weight_hh_l0{end}"): "its sequences have length one"
         for lstm in ("grad_lstm", "loss_lstm")
         for end in ("", "_reverse")

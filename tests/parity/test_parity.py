@@ -19,7 +19,7 @@ ADAPTERS = {
 }
 NOT_YET_BUILT = {
     "STOSA", "MMSBR", "CMCLRec",
-    "DIPN", "KMCLR", "EBM / END4Rec",
+    "DIPN", "EBM / END4Rec",
 }  # fmt: skip
 """Methods whose fixtures wait for the method; a fixture of any other method needs an adapter."""
 
