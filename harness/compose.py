@@ -1,7 +1,8 @@
 """Typed cells from a budget and `key=value` overrides, by Hydra: once a method and data set.
 
 Order, later wins: the config's defaults, the budget, the stored settings of the method
-(results/tuned/, budget quick), the user's overrides.
+(results/tuned/quick.yaml, not for budget paper), what tuning chose for it on this data
+(results/tuned/BUDGET/DATA.csv), the user's overrides.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from harness import ledger
 from harness.config import Cell
 from harness.errors import InputError, unknown
 from harness.zoo import Method
@@ -63,15 +65,27 @@ LEAST: dict[str, float] = {
 """Smallest value of a setting; a method's own settings are checked by its class."""
 
 
-def compose_cell(method: Method, data: str, budget: Budget, overrides: Sequence[str] = ()) -> Cell:
+def compose_cell(
+    method: Method,
+    data: str,
+    budget: Budget,
+    overrides: Sequence[str] = (),
+    tuned: Sequence[Path] = (TUNED,),
+) -> Cell:
     """The cell of one method on one data set, seed 0.
 
-    `overrides` are Hydra's `key=value`; those of `model.` that this method lacks are left out (the
-    caller has made sure, by `check_overrides`, that some method has them).
+    Args:
+        method: Whose cell.
+        data: Name of the data set.
+        budget: See SETTINGS.
+        overrides: Hydra's `key=value`; those of `model.` that this method lacks are left out (the
+            caller has made sure, by `check_overrides`, that some method has them).
+        tuned: Folders of ledgers; the first that has trials of the method on the data decides.
     """
     settings = dict(SETTINGS[budget])
     if budget is not Budget.paper:
         settings |= stored_settings(method.key, data)
+    settings |= tuned_settings(method.key, data, budget, tuned)
     if budget is Budget.smoke:
         settings |= SETTINGS[budget]
     words = [f"{key}={_literal(value)}" for key, value in settings.items()]
@@ -94,13 +108,22 @@ def check_overrides(methods: Iterable[Method], overrides: Sequence[str]) -> None
 
 
 def stored_settings(method: str, data: str) -> dict[str, Any]:
-    """Settings of budget quick: for every method, then for this one, then for it on this data."""
+    """Settings of the demo budgets: for every method, then for this one, then for it on this data."""
     stored = _quick()
     return {
         **stored.get("every_method", {}),
         **stored.get("methods", {}).get(method, {}),
         **stored.get("data", {}).get(data, {}).get(method, {}),
     }
+
+
+def tuned_settings(
+    method: str, data: str, budget: Budget, folders: Sequence[Path]
+) -> dict[str, Any]:
+    """What tuning chose; budget smoke takes the choice of budget quick, which has its settings."""
+    name = (Budget.quick if budget is Budget.smoke else budget).name
+    choice = ledger.chosen(ledger.find(folders, name, data, method), method)
+    return {} if choice is None else choice.settings
 
 
 @cache
@@ -141,13 +164,28 @@ def _key(word: str) -> str:
     return str(override.key_or_group)
 
 
+def _quoted(method: Method, word: str) -> str:
+    """`model.reg='off'` for `model.reg=off`: a choice's name that YAML would take for a boolean."""
+    key, _, value = word.partition("=")
+    if value.lower() not in {"on", "off", "yes", "no", "true", "false"}:
+        return word
+    return f"{key}='{value}'" if key in _choices(method) else word
+
+
+@cache
+def _choices(method: Method) -> frozenset[str]:
+    """Keys whose value is the name of a choice."""
+    leaves = _leaves(Cell(model=method.load()[1]()))
+    return frozenset(key for key, value in leaves if isinstance(value, Enum))
+
+
 def _cell(method: Method, words: tuple[str, ...]) -> Cell:
     """Compose by Hydra. Raises InputError for a value that does not fit its field."""
     name = f"cell_{method.key}"
     ConfigStore.instance().store(name, Cell(method=method.key, model=method.load()[1]()))
     try:
         with initialize(version_base=None, config_path=None):
-            config = compose(name, list(words))
+            config = compose(name, [_quoted(method, word) for word in words])
         cell = OmegaConf.to_object(config)
     except HydraException as error:
         reason = str(error.__cause__ or error).splitlines()[0]

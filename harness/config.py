@@ -107,17 +107,18 @@ class Cell:
 
 def plain(config: Any) -> Any:
     """A config as JSON's types: dataclasses become objects, enums their names."""
+    return plain_value(asdict(config))
 
-    def value(item: Any) -> Any:
-        if isinstance(item, Enum):
-            return item.name
-        if isinstance(item, dict):
-            return {key: value(inner) for key, inner in item.items()}
-        if isinstance(item, list | tuple):
-            return [value(inner) for inner in item]
-        return item
 
-    return value(asdict(config))
+def plain_value(item: Any) -> Any:
+    """A setting as JSON's types: an enum becomes its name, a tuple a list."""
+    if isinstance(item, Enum):
+        return item.name
+    if isinstance(item, dict):
+        return {key: plain_value(inner) for key, inner in item.items()}
+    if isinstance(item, list | tuple):
+        return [plain_value(inner) for inner in item]
+    return item
 
 
 def digest(content: Any) -> str:

@@ -22,13 +22,13 @@ TARGETS = {
     "table1": "our data sets' statistics beside the paper's Table 1",
     "table2": "the main comparison, significance-tested, beside the paper's Table 2",
     "figure3": "M3BSR against itself without each of five parts, significance-tested",
+    "tuning": "the same number of trials for every method, chosen on validation; feeds the tables",
 }
 LATER = (
     "table3",
     "table4",
     "figure4",
     "figure5",
-    "tuning",
     "multiverse",
     "claims",
     "all",
@@ -73,6 +73,8 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument(
         "--methods", metavar="a,b,c", help="a choice of rows (default: all that are built)"
     )
+    words.add_argument("--trials", type=int, metavar="N",
+                       help="tuning: settings tried of each method (default: 3, 12, 24 by budget)")  # fmt: skip
     words.add_argument("--plan", action="store_true", help="print what would run, and run nothing")
     words.add_argument(
         "--workers", type=int, metavar="N", help="worker processes (default: one a core)"
@@ -122,7 +124,11 @@ def understand(options: argparse.Namespace, command: str) -> Request:
             if options.on.split(":")[0] == "slurm"
             else f"no place '{options.on}' to run; choose from: here"
         )
-    for name in ("seeds", "workers"):
+    if options.trials is not None and options.target != "tuning":
+        raise InputError(
+            f"--trials {options.trials} is for the target tuning, not {options.target}"
+        )
+    for name in ("seeds", "workers", "trials"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"--{name} {value}: at least 1 is needed")
@@ -140,11 +146,12 @@ def understand(options: argparse.Namespace, command: str) -> Request:
     budget = Budget[options.budget] if options.budget else common.default_budget(demo=demo)
     seeds = options.seeds or common.default_seeds(budget)
     return common.Request(options.target, options.data, names, budget, seeds, methods,
-                          tuple(options.overrides), places, command)  # fmt: skip
+                          tuple(options.overrides), places, command, options.trials)  # fmt: skip
 
 
 def reproduce(request: Request, *, plan_only: bool, workers: int | None) -> int:
     """Plan, run, print. Returns 1 when some runs failed, else 0."""
+    from harness.config import cell_key
     from harness.execution.here import cores, run_here
     from harness.execution.live import Board
     from harness.execution.plan import plan
@@ -153,21 +160,22 @@ def reproduce(request: Request, *, plan_only: bool, workers: int | None) -> int:
     from harness.store import Store, disk_full_is_said
 
     made = artefact(request.target)
-    cells = made.cells(request)
-    planned = plan(cells, request.places)
+    planned = plan(made.cells(request), request.places)
     count = workers or cores()
     if plan_only:
         show_plan(request, planned, count)
+        if more := getattr(made, "later", lambda _: "")(request):
+            print(more)
         return 0
     failed: dict[str, str] = {}
-    missing = planned.missing
     Store(request.places.results).ensure_writable()
-    if missing:
-        print(f"{len(planned.stored)} of {len(cells)} cells are stored, {len(missing)} to run "
-              f"on {min(count, len(missing))} workers", file=sys.stderr)  # fmt: skip
-        board = Board(request.places.results)
-        failed = run_here(missing, request.places, Display(len(missing), board, count), workers)
-        planned = plan(cells, request.places)
+    board = Board(request.places.results)
+    while missing := [cell for cell in planned.missing if cell_key(cell) not in failed]:
+        print(f"{len(planned.stored)} of {len(planned.wanted)} cells are stored, {len(missing)} to "
+              f"run on {min(count, len(missing))} workers", file=sys.stderr)  # fmt: skip
+        display = Display(len(missing), board, count)
+        failed |= run_here(missing, request.places, display, workers)
+        planned = plan(made.cells(request), request.places)  # what is done may name further cells
     with disk_full_is_said(request.places.results):
         shown = made.publish(request, planned, failed)
     print(shown)

@@ -127,6 +127,11 @@ METHODS: tuple[Method, ...] = (
         "trained from scratch, a setting of its authors: their pre-training corpora do not exist here",
     ),
     Method(
+        "mmsbr", "MMSBR", 2023, Group.multimodal,
+        "baselines.mmsbr", "MMSBR", "MMSBRConfig",
+        "an item's other vector stands in for the pseudo modalities; no price, so no numeric branch",
+    ),
+    Method(
         "mmmlp", "MMMLP", 2023, Group.multimodal,
         "baselines.mmmlp", "MMMLP", "MMMLPConfig",
     ),

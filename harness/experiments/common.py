@@ -6,11 +6,12 @@ import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from harness.compose import SEEDS, Budget, check_overrides, compose_cell
+from harness.compose import SEEDS, TUNED, Budget, check_overrides, compose_cell
 from harness.config import Cell
 from harness.data.demo import ensure_demo
 from harness.data.files import DEMO, check_name
@@ -47,6 +48,13 @@ class Request:
     places: Places
     command: str
     """The command line that recomputes the artefact."""
+    trials: int | None = None
+    """Of tuning: settings tried of each method; None is the budget's number."""
+
+    @property
+    def tuned(self) -> tuple[Path, ...]:
+        """Where ledgers of tuning are looked for: among the results, then those that come with us."""
+        return (self.places.results / "tuned", TUNED)
 
     @property
     def folder_name(self) -> str:
@@ -98,7 +106,7 @@ def grid(request: Request) -> list[Cell]:
     for method in (*request.methods, *REFERENCES):
         seeds = request.seeds if method.trained else 1
         for name in request.names:
-            cell = compose_cell(method, name, request.budget, request.overrides)
+            cell = compose_cell(method, name, request.budget, request.overrides, request.tuned)
             check_model(cell)
             if method is request.methods[0]:
                 check_split(cell, request.places)

@@ -83,7 +83,8 @@ def rows(request: Request) -> dict[str, Method]:
 def _grid(request: Request) -> list[tuple[Method, Cell]]:
     """Every cell with its row. Runs count from seed 1, as in Table 2."""
     full = {
-        name: compose_cell(FULL, name, request.budget, request.overrides) for name in request.names
+        name: compose_cell(FULL, name, request.budget, request.overrides, request.tuned)
+        for name in request.names
     }
     return [
         (row, replace(_without(row.label, full[name]), seed=seed))

@@ -14,7 +14,7 @@ from harness.evaluation.metrics import METRICS
 from harness.report.beside import Against, Beside, Published
 from harness.report.gather import Budget, TableData
 from harness.stats import Effect, Order, Power
-from harness.zoo import Group
+from harness.zoo import Group, printed
 
 CHAMPION = "M3BSR"
 """The method named in advance; it is compared with each of the others."""
@@ -92,12 +92,12 @@ class Row:
     @property
     def reconstruction(self) -> bool:
         """True when the method was built from a text alone, without its authors' code."""
-        return "reconstruct" in self.note.lower()
+        return self.printed != self.label
 
     @property
     def printed(self) -> str:
         """The row's name in every table."""
-        return f"{self.label} (reconstruction)" if self.reconstruction else self.label
+        return printed(self.label, self.note)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 from harness import stats
 from harness.config import ProtocolConfig, digest, plain
 from harness.evaluation.metrics import METRICS, degenerate
+from harness.ledger import Trial
 from harness.report.content import CHAMPION, Column, columns_in_words
 from harness.report.gather import Budget, Gathered, Runs, TableData
 from harness.stats import Moments, Power
@@ -119,15 +120,26 @@ def _correction(columns: Sequence[Column]) -> str:
     return f"Comparisons of {CHAMPION}, corrected by Holm within a column: {each}."
 
 
-def spent(found: Gathered, datasets: Sequence[TableData]) -> list[Budget]:
-    """Seconds that the records report, where no tuning was part of the table."""
-    return [
-        Budget(row.label, data.name, 0, sum(record.seconds["total"] for record in runs.records))
-        for row in found.rows
-        if row.group is not Group.reference
-        for data in datasets
-        if (runs := found.runs.get((row.label, data.name))) is not None
-    ]
+def spent(
+    found: Gathered,
+    datasets: Sequence[TableData],
+    searches: Mapping[tuple[str, str], Sequence[Trial]],
+) -> list[Budget]:
+    """Trials of tuning, and the seconds of these and of the table's records.
+
+    `searches` has the trials by the method's key and the data set.
+    """
+    budgets = []
+    for row in found.rows:
+        for data in datasets:
+            runs = found.runs.get((row.label, data.name))
+            if row.group is Group.reference or row.method is None or runs is None:
+                continue
+            trials = searches.get((row.method.key, data.name), ())
+            seconds = sum(record.seconds["total"] for record in runs.records)
+            seconds += sum(trial.seconds for trial in trials)
+            budgets.append(Budget(row.label, data.name, len(trials), seconds))
+    return budgets
 
 
 def _budget(budgets: Sequence[Budget], name: str) -> str:

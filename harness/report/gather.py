@@ -186,21 +186,27 @@ def _protocol(wanted: Sequence[Cell]) -> dict[str, Any]:
 def _rows(asked: set[str]) -> tuple[tuple[RowPlan, ...], tuple[str, ...]]:
     """The table's rows, and the paper's rows that were left out on purpose.
 
-    Rows that nobody has built are named as gaps, unless only some of the built ones are wanted.
+    The paper's rows in its order; a method of ours that it does not have ends its group. Rows that
+    nobody has built are named as gaps, unless only some of the built ones are wanted.
     """
     built = {method.label: method for method in METHODS}
     choice = any(label not in asked for label in built)
+    known = {row.label for row in PAPER_ROWS}
+    further = [method for method in METHODS if method.label not in known]
     rows, left_out = [], []
-    for row in PAPER_ROWS:
-        if row.label in asked or not (choice or row.label in built):
-            rows.append(RowPlan(row.label, row.group, built.get(row.label)))
-        else:
-            left_out.append(row.label)
-    rows += [
-        RowPlan(method.label, method.group, method)
-        for method in REFERENCES
-        if method.label in asked
-    ]
+    for group in Group:
+        for row in PAPER_ROWS:
+            if row.group is not group:
+                continue
+            if row.label in asked or not (choice or row.label in built):
+                rows.append(RowPlan(row.label, group, built.get(row.label)))
+            else:
+                left_out.append(row.label)
+        rows += [
+            RowPlan(method.label, group, method)
+            for method in (*further, *REFERENCES)
+            if method.group is group and method.label in asked
+        ]
     return tuple(rows), tuple(left_out)
 
 

@@ -293,7 +293,7 @@ def against(table: Table) -> Grid:
     """The champion minus each of the others."""
     rows = [row for row in table.rows if any(cell.comparison for cell in row.cells)]
     lines = [
-        Line(row.label, tuple(_difference(cell.comparison) for cell in row.cells)) for row in rows
+        Line(row.printed, tuple(_difference(cell.comparison) for cell in row.cells)) for row in rows
     ]
     below = [
         f"{CHAMPION} minus the method of the row, ± half of the 95 % interval (new runs and new users)."
@@ -344,7 +344,7 @@ def details(table: Table) -> Grid:
     lines = []
     for column in table.columns:
         members = [
-            (row.label, comparison) for row in table.rows
+            (row.printed, comparison) for row in table.rows
             if (comparison := _cell(row, column).comparison) is not None
         ]  # fmt: skip
         if members:
@@ -387,7 +387,7 @@ def _detail(comparison: Comparison) -> tuple[Entry, ...]:
 def _beside(table: Table) -> Grid:
     """The published numbers, ours minus them, and the verdict where the data are the paper's."""
     rows = [row for row in table.rows if any(cell.beside for cell in row.cells)]
-    lines = _grouped(rows, lambda row: Line(row.label, tuple(map(_published, row.cells))))
+    lines = _grouped(rows, lambda row: Line(row.printed, tuple(map(_published, row.cells))))
     impossible, printed = table.published.impossible_rows()
     below = [
         (

@@ -12,6 +12,7 @@ from typing import Any
 from harness import stats
 from harness.config import Cell
 from harness.evaluation.metrics import METRICS
+from harness.ledger import Trial
 from harness.report import footers
 from harness.report.beside import Published, beside, effect_ratio, published_order
 from harness.report.content import (
@@ -24,7 +25,7 @@ from harness.report.content import (
     Table,
     TableCell,
 )
-from harness.report.gather import Budget, Gathered, RowPlan, TableData, gather
+from harness.report.gather import Gathered, RowPlan, TableData, gather
 from harness.stats import Moments, Power
 from harness.store import Record
 from harness.zoo import Group, Method
@@ -44,7 +45,7 @@ def build_table(
     *,
     failed: Mapping[str, str] | None = None,
     target: str = "table2",
-    budgets: Sequence[Budget] | None = None,
+    searches: Mapping[tuple[str, str], Sequence[Trial]] | None = None,
     budget_name: str = "",
     overrides: Sequence[str] = (),
     published: Published | None = None,
@@ -59,7 +60,7 @@ def build_table(
         datasets: The data sets, in order; records must have been made from exactly these.
         failed: Why a cell has no record, by cell key; without a reason it is `not run`.
         target: Names the folder of the files.
-        budgets: Tuning trials and seconds; without them, the seconds that the records report.
+        searches: The trials of tuning, by the method's key and the data set; none without them.
         budget_name: smoke, quick or paper; printed.
         overrides: The user's `key=value`; printed.
         published: The published numbers; default: the paper's.
@@ -82,7 +83,7 @@ def build_table(
             for cell in made:
                 cells[cell.method].append(cell)
     rows = [_row(found, plan, cells[plan.label], datasets) for plan in found.rows]
-    spent = tuple(footers.spent(found, datasets) if budgets is None else budgets)
+    spent = tuple(footers.spent(found, datasets, searches or {}))
     return Table(
         target=target,
         title=TITLES.get(target, target),

@@ -12,9 +12,9 @@ from harness import stats
 from harness.config import Cell, ProtocolConfig, SameItemHistory, cell_key, plain
 from harness.errors import InputError
 from harness.evaluation.metrics import METRICS
+from harness.ledger import Trial
 from harness.report.beside import UNDECIDED, Published
 from harness.report.content import columns_in_words
-from harness.report.gather import Budget
 from harness.report.layout import document, headline
 from harness.report.tables import build_table
 from harness.stats import Power
@@ -442,12 +442,23 @@ def test_readings_that_are_not_the_default_are_printed():
 
 
 def test_tuning_trials_are_printed():
-    budgets = [
-        Budget("SASRec", "demo_rec_tmall", 12, 60.0),
-        Budget("M3BSR", "demo_rec_tmall", 12, 90.0),
-    ]
-    table = World(methods=("sasrec", "m3bsr")).table(budgets=budgets)
+    world = World(methods=("sasrec", "m3bsr"))
+    trials = [Trial("", number, False, {}, 0.1, 1, 1, 100.0, 1, "", "") for number in range(1, 13)]
+    searches = {(key, data): trials for key in ("sasrec", "m3bsr") for data in world.data}
+    table = world.table(searches=searches)
     assert any("12 trials for every method and data set" in note for note in table.notes)
+    untuned = {(row.method, row.dataset): row.seconds for row in world.table().budgets}
+    for row in table.budgets:
+        assert row.trials == 12
+        assert row.seconds == untuned[row.method, row.dataset] + 1200
+
+
+def test_unequal_trials_are_named():
+    trial = Trial("", 1, False, {}, 0.1, 1, 1, 100.0, 1, "", "")
+    world = World(methods=("sasrec", "m3bsr"))
+    name = world.data[0]
+    table = world.table(searches={("sasrec", name): [trial], ("m3bsr", name): [trial, trial]})
+    assert any(f"SASRec on {name} 1, " in note for note in table.notes)
 
 
 def test_orders_that_flip_between_sampled_and_full_ranks_are_named():

@@ -24,7 +24,11 @@ def test_paper_rows_are_those_of_the_published_table() -> None:
 
 def test_methods_are_in_the_papers_order_with_its_year_and_group() -> None:
     rows = [row for row in PAPER_ROWS if row.built]
-    assert [PaperRow(method.label, method.year, method.group) for method in METHODS] == rows  # type: ignore[arg-type]
+    labels = {row.label for row in rows}
+    ours = [
+        method for method in METHODS if method.label in labels
+    ]  # a further method is nobody's row
+    assert [PaperRow(method.label, method.year, method.group) for method in ours] == rows  # type: ignore[arg-type]
     assert {method.group for method in REFERENCES} == {Group.reference}
 
 
