@@ -142,6 +142,12 @@ METHODS: tuple[Method, ...] = (
         "vectors in place of its encoders",
     ),
     Method(
+        "cmclrec", "CMCLRec", 2024, Group.multimodal,
+        "baselines.cmclrec", "CMCLRec", "CMCLRecConfig",
+        "reconstruction from the abstract: neither code nor full text of the paper is public; image and "
+        "text of the history in place of user features, users with few events in place of none",
+    ),
+    Method(
         "nmtr", "NMTR", 2019, Group.multibehavior,
         "baselines.nmtr", "NMTR", "NMTRConfig",
     ),
@@ -160,6 +166,12 @@ METHODS: tuple[Method, ...] = (
         "baselines.kmclr", "KMCLR", "KMCLRConfig",
         "no knowledge graph exists: triples from brand, seller and category (Rec-Tmall), or from clusters "
         "of the frozen image and text vectors (Kuaishou)",
+    ),
+    Method(
+        "ebm", "EBM", 2024, Group.multibehavior,
+        "baselines.ebm", "EBM", "EBMConfig",
+        "reconstruction of the paper's form (END4Rec) from its abstract, an overview and a third party's "
+        "code: the authors' release neither runs nor follows the paper",
     ),
     Method(
         "m3bsr", "M3BSR", 2025, Group.ours,

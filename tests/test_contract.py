@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ every_trained_method = pytest.mark.parametrize("method", TRAINED, ids=lambda row
 every_case = pytest.mark.parametrize("case", CASES)
 
 
-def build(method: Method, train: Interactions, seed: int = 0, **settings: float) -> Recommender:
+def build(method: Method, train: Interactions, seed: int = 0, **settings: Any) -> Recommender:
     """A narrow model of the small world, prepared."""
     model_class, config_class = method.load()
     torch.manual_seed(seed)
@@ -90,6 +91,15 @@ def fitted(method: Method, seed: int = 0, train: Interactions | None = None) -> 
         steps(model, lambda epoch: worlds.batches(train, model.samples, 16, seed=epoch), epochs=3)
         more = model.next_stage()
     return model.eval()
+
+
+def without_dropout(config: Any) -> dict[str, Any]:
+    """Settings that switch it off, in nested settings too."""
+    found: dict[str, Any] = {field.name: 0.0 for field in fields(config) if "dropout" in field.name}
+    for name, value in vars(config).items():
+        if is_dataclass(value):
+            found[name] = replace(value, **without_dropout(value))
+    return found
 
 
 @cache
@@ -359,8 +369,7 @@ class TestTraining:
         model_class, config_class = method.load()
         batch, train = worlds.one_target_each(model_class.samples)
         history = worlds.one_target_each(Samples.prefix)[0].history
-        no_dropout = {field.name: 0.0 for field in fields(config_class) if "dropout" in field.name}
-        model = build(method, train, learning_rate=0.01, **no_dropout)
+        model = build(method, train, learning_rate=0.01, **without_dropout(config_class()))
         touched = torch.zeros(USERS, ITEMS, dtype=torch.bool)
         touched[train.user, train.item - 1] = True
         target = batch.targets[:, -1:] - 1
