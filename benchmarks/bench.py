@@ -27,6 +27,7 @@ from harness.data.demo import ensure_demo
 from harness.evaluation.ranks import Validation, final_ranks
 from harness.execution.here import worker_environment
 from harness.seeding import torch_stream
+from harness.training.loop import Trainer
 from harness.zoo import METHODS, find
 from models.interface import Batch, Catalogue, History
 from models.softmax import catalogue_cross_entropy
@@ -149,19 +150,11 @@ def methods(data: Path) -> None:
         model = model_class(cell.model, replace(dataset.catalogue(cell.protocol)))
         model.prepare(split.train)
         samples = TrainingSamples(split, model.samples, cell.protocol, cell.train)
-        optimiser, streams = (
-            model.optimiser(),
-            [torch_stream(1, name) for name in ("order", "draws")],
-        )
-        targets = 0.0
+        batches = samples.epoch(*(torch_stream(1, name) for name in ("order", "draws")))
+        targets = sum(float(batch.weights.sum()) for batch in batches)
+        trainer = Trainer(model, samples, seed=1)
         start = time.perf_counter()
-        model.train()
-        for batch in samples.epoch(*streams):
-            for losses in model.passes(batch):
-                optimiser.zero_grad(set_to_none=True)
-                torch.stack(list(losses.values())).sum().backward()
-                optimiser.step()
-            targets += float(batch.weights.sum())
+        trainer.epoch(0, lambda: False)
         seconds = time.perf_counter() - start
         validation = Validation(split, cell.protocol, 512)
         lines.append({
