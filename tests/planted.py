@@ -2,6 +2,7 @@
 
 order    a user walks a ring of items up or down: the latest item alone does not tell the next
 content  a user's taste is a cluster of image and text vectors; the positives are items without records
+past     as content, but the items without records are the histories; the positives have records
 cascade  clicks are many and tell the taste; favors are few and fall on half of the taste's items
 noise    as cascade, but a share of the clicks are accidents
 
@@ -117,6 +118,24 @@ def content(seed: int, users: int = 300, groups: int = 6, size: int = 20, cold: 
         train.append([(int(item), 1 + int(tag)) for item, tag in zip(warm, favor, strict=True)])
         positives.append(first + int(draws.integers(cold)))
     return _world(train, positives, draws, _clusters(group, draws))
+
+
+def past(seed: int, users: int = 300, groups: int = 6, size: int = 20, cold: int = 8) -> World:
+    """The content world turned: what is asked about is warm, but histories are of `cold` items only.
+
+    For a method that reads vectors in histories and scores candidates by their ids.
+    """
+    world = content(seed, users, groups, size, cold)
+    draws = stream(seed, "past world")
+    histories, candidates = [], []
+    for number in range(users):
+        first = int(world.train.item[world.train.offsets[number]] - 1) // size * size + 1
+        new = draws.permutation(np.arange(first, first + cold))[:5]
+        positive = int(draws.integers(first + cold, first + size))
+        others = sorted(set(range(1, groups * size + 1)) - {positive, *new.tolist()})
+        histories.append([(int(item), int(Behaviour.CLICK)) for item in new])
+        candidates.append([positive, *draws.choice(others, NEGATIVES, replace=False).tolist()])
+    return replace(world, history=worlds.history(histories), candidates=torch.tensor(candidates))
 
 
 def cascade(seed: int, users: int = 300, accidents: float = 0.0, favors: int = 1) -> World:

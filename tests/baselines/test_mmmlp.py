@@ -21,6 +21,7 @@ from baselines.mmmlp import (
     Reads,
 )
 from models.interface import Batch, Behaviour, Catalogue, History
+from tests import planted
 
 ITEMS, SLOTS, WIDTH, HIDDEN = 20, 6, 5, 8
 
@@ -357,3 +358,23 @@ def test_the_defaults_are_the_cards() -> None:
 def test_no_pass_at_all_is_refused() -> None:
     with pytest.raises(ValueError, match="0 mixer passes"):
         model(id_passes=0)
+
+
+def test_vectors_of_a_history_without_records_tell_the_taste() -> None:
+    """Candidates are scored by their ids, so the histories are the cold ones here."""
+    with_vectors, without, popular = [], [], []
+    config = MMMLPConfig(hidden=32, id_passes=1, learning_rate=3e-3, dropout=0.1)
+    for seed in planted.SEEDS:
+        world = planted.past(seed)
+        for one, found in (
+            (world, with_vectors),
+            (planted.without_content(world), without),
+        ):
+            net = planted.trained(
+                lambda catalogue: MMMLP(config, catalogue), one, seed, epochs=4, batch_size=128
+            )
+            found.append(planted.ndcg_at_10(net, one))
+        popular.append(planted.most_popular(world))
+    mean = sum(with_vectors) / 3
+    assert mean > sum(without) / 3 + 0.25
+    assert mean > sum(popular) / 3 + 0.25
