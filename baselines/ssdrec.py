@@ -92,6 +92,9 @@ class SSDRecConfig(ModelConfig):
 
     GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"min_count": (1, 3, 10)}
 
+    length: int = 50
+    """Slots L, for the latest events (theirs: 50; 200 on MovieLens-1M); never more than `Catalogue.length`.
+    Everything is computed in all of them, so time grows with L however short the histories are."""
     layers: int = 2
     """Of the backbone."""
     heads: int = 2
@@ -150,7 +153,7 @@ class Part(Enum):
 class NoTestNoise(nn.Module):
     """D3 `off`: the sample is the class with the higher score."""
 
-    def __init__(self, catalogue: Catalogue) -> None:  # noqa: ARG002
+    def __init__(self, users: int, length: int) -> None:  # noqa: ARG002
         super().__init__()
 
     def forward(self, user: Int[Tensor, " batch"]) -> Noise:  # noqa: ARG002
@@ -165,9 +168,9 @@ class FixedTestNoise(nn.Module):
     LEVELS = (Part.item_level, Part.sequence_level)
     draws: Tensor
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, users: int, length: int) -> None:
         super().__init__()
-        like = torch.zeros(catalogue.users, len(self.LEVELS), catalogue.length, 2)
+        like = torch.zeros(users, len(self.LEVELS), length, 2)
         fixed = Gumbel(torch.Generator().manual_seed(self.SEED))
         self.register_buffer("draws", fixed(Part.item_level, like), persistent=False)
 
@@ -612,10 +615,10 @@ class Denoised:
 class HierarchicalDenoising(nn.Module):
     """[S3b] A slot goes when both levels call it noise."""
 
-    def __init__(self, config: SSDRecConfig, catalogue: Catalogue) -> None:
+    def __init__(self, config: SSDRecConfig, length: int) -> None:
         super().__init__()
-        self.sequence_level = SequenceLevel(config, catalogue.length)
-        self.item_level = ItemLevel(config, catalogue.length)
+        self.sequence_level = SequenceLevel(config, length)
+        self.item_level = ItemLevel(config, length)
         self.noisy = noisy_to_both if config.denoise else nothing_noisy
 
     def forward(
@@ -808,7 +811,7 @@ def right_padded(history: History, length: int) -> Int[Tensor, "batch length"]:
     return items.gather(1, torch.argsort((items == 0).to(torch.int8), dim=1, stable=True))
 
 
-def check(config: SSDRecConfig, catalogue: Catalogue) -> None:
+def check(config: SSDRecConfig, length: int) -> None:
     """Refuse settings that make no model."""
     if config.heads < 1 or config.hidden % config.heads:
         raise ValueError(f"hidden {config.hidden} is no multiple of heads {config.heads}")
@@ -819,8 +822,8 @@ def check(config: SSDRecConfig, catalogue: Catalogue) -> None:
         raise ValueError(f"min_count is {config.min_count}; it is a count, at least 0")
     if config.tau <= 0:
         raise ValueError(f"tau is {config.tau}; a temperature is above 0")
-    if config.augment and catalogue.length < 3:
-        raise ValueError(f"histories of {catalogue.length} events leave no room for two more")
+    if length < 3:
+        raise ValueError(f"length is {length}; at least 3 slots are needed, an event and two more")
 
 
 EVENTS: dict[Behaviors, tuple[Behaviour, ...]] = {
@@ -829,7 +832,7 @@ EVENTS: dict[Behaviors, tuple[Behaviour, ...]] = {
 }
 """D4: behaviours of the events that the relations are built from."""
 
-TEST_NOISE: dict[EvalNoise, Callable[[Catalogue], nn.Module]] = {
+TEST_NOISE: dict[EvalNoise, Callable[[int, int], nn.Module]] = {
     EvalNoise.off: NoTestNoise,
     EvalNoise.code: FixedTestNoise,
 }
@@ -876,7 +879,8 @@ class SSDRec(DotProduct):
 
     def __init__(self, config: SSDRecConfig, catalogue: Catalogue) -> None:
         super().__init__(config, catalogue)
-        check(config, catalogue)
+        self.length = min(config.length, catalogue.length)
+        check(config, self.length)
         d = config.hidden
         self.E = nn.Parameter(nn.init.normal_(torch.empty(catalogue.items + 1, d), std=0.02))
         self.P = nn.Parameter(nn.init.xavier_normal_(torch.empty(catalogue.users, d)))
@@ -884,10 +888,10 @@ class SSDRec(DotProduct):
         self.augmentation = (SelfAugmentation if config.augment else NoAugmentation)(
             config, catalogue
         )
-        self.denoising = HierarchicalDenoising(config, catalogue)
-        self.backbone = Backbone(config, catalogue.length)
+        self.denoising = HierarchicalDenoising(config, self.length)
+        self.backbone = Backbone(config, self.length)
         self.noise: Callable[[torch.Generator], Noise] = Gumbel
-        self.test_noise = TEST_NOISE[config.eval_noise](catalogue)
+        self.test_noise = TEST_NOISE[config.eval_noise](catalogue.users, self.length)
         self.negatives = TrainingNegatives(catalogue)
         self.lost = LOST[config.filter_rule]
         self.reading = READINGS[config.behaviors]()
@@ -907,7 +911,7 @@ class SSDRec(DotProduct):
         read = torch.isin(
             train.behaviour, torch.tensor(EVENTS[config.behaviors]).to(train.behaviour)
         )
-        sequences = windows(train.user[read], train.item[read], catalogue.users, catalogue.length)
+        sequences = windows(train.user[read], train.item[read], catalogue.users, self.length)
         graphs = relation_graphs(
             sequences,
             catalogue.items + 1,
@@ -956,7 +960,7 @@ class SSDRec(DotProduct):
         cross-entropy is over all rows of E, padding's among them.
         """
         history = self.reading.history(batch.history)
-        items, user = right_padded(history, self.catalogue.length), history.user
+        items, user = right_padded(history, self.length), history.user
         if self.warming:
             state = self.state(items, self.look_up(items))
             return {"next_item": self.cross_entropy(state, batch.target)}
@@ -983,7 +987,7 @@ class SSDRec(DotProduct):
     def encode(self, history: History) -> Float[Tensor, "batch d"]:
         """States of the denoised raw sequences; the item level reads I~ alone, beside P[user]."""
         history = self.reading.history(history)
-        items, user = right_padded(history, self.catalogue.length), history.user
+        items, user = right_padded(history, self.length), history.user
         x0, real = self.look_up(items), items > 0
         if self.warming:
             return self.state(items, x0)
