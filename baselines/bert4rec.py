@@ -93,6 +93,8 @@ class BERT4RecConfig(ModelConfig):
     """Share of a window's targets that is masked, at least one (ML-1M 0.2, Steam 0.4)."""
     window_step: float = 0.1
     """Distance of a long sequence's windows, in units of L (ML-1M and Steam 0.5)."""
+    initializer_range: float = 0.02
+    """Standard deviation of the initial weights, cut at twice; called so in the authors' files."""
     masking: Masking = Masking.static
     """B1."""
     copies: int = 10
@@ -673,9 +675,10 @@ class BERT4Rec(DotProduct):
         self.layers = nn.ModuleList(Layer(config, heads) for _ in range(config.layers))
         self.head = Head(d)
         self.output_bias = nn.Parameter(torch.zeros(items + 4))
+        spread = config.initializer_range
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
-                nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04)
+                nn.init.trunc_normal_(parameter, std=spread, a=-2 * spread, b=2 * spread)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 

@@ -118,6 +118,10 @@ METHODS: tuple[Method, ...] = (
         "baselines.bert4rec", "BERT4Rec", "BERT4RecConfig",
     ),
     Method(
+        "stosa", "STOSA", 2022, Group.traditional,
+        "baselines.stosa", "STOSA", "STOSAConfig",
+    ),
+    Method(
         "ssdrec", "SSDRec", 2024, Group.traditional,
         "baselines.ssdrec", "SSDRec", "SSDRecConfig",
     ),

@@ -18,7 +18,7 @@ ADAPTERS = {
     )
 }
 NOT_YET_BUILT = {
-    "STOSA", "MMSBR",
+    "MMSBR",
     "DIPN",
 }  # fmt: skip
 """Methods whose fixtures wait for the method; a fixture of any other method needs an adapter."""
