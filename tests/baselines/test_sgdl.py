@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,9 +39,12 @@ from baselines.sgdl import (
     scaled_by_user,
     two_means,
 )
+from harness.config import ProtocolConfig, TrainConfig
+from harness.data.batches import TrainingSamples
 from harness.seeding import torch_stream
+from harness.training.loop import Checkpoint, Progress, StoppedError, fit
 from models.graphs import light_gcn
-from models.interface import Batch, Catalogue
+from models.interface import Batch, Catalogue, Recommender
 from tests import planted, worlds
 
 RECORDS = worlds.records()
@@ -701,6 +706,44 @@ def test_all_users_share_one_propagation(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("persists", [True, False])
+def test_a_run_that_is_taken_up_after_any_epoch_ends_the_same(
+    persists: bool, tmp_path: Path
+) -> None:
+    samples = TrainingSamples(
+        worlds.split(RECORDS), SGDL.samples, ProtocolConfig(), TrainConfig(batch_size=32)
+    )
+    train, ends = TrainConfig(epochs=8, patience=8), []
+    for number, kills in enumerate(([], [3, 7, 9])):  # in phase I, and in phase II
+        checkpoint, progress = Checkpoint(tmp_path / str(number), {}), Progress()
+        for kill in [*kills, None]:
+            model = build(persist_scheduler=persists, learning_rate=0.02)
+            with suppress(StoppedError):
+                progress = fit(
+                    model,
+                    samples,
+                    some_score,
+                    train,
+                    0,
+                    checkpoint,
+                    stop=partial(reached, checkpoint, kill),
+                )
+        assert model.phase == Phase.SELF_GUIDED
+        assert progress.resumed == len(kills)
+        ends.append(torch.cat([value.flatten().double() for value in model.state_dict().values()]))
+    assert torch.equal(*ends)
+
+
+def some_score(model: Recommender) -> float:
+    return float(model.eval().state_dict()["user_table"].sum())
+
+
+def reached(checkpoint: Checkpoint, epoch: int | None) -> bool:
+    """Whether exactly so many epochs are finished."""
+    state = checkpoint.load()
+    return state is not None and state["progress"]["epoch"] == epoch
+
+
 # Strength ---------------------------------------------------------------------------------------
 
 
@@ -726,10 +769,10 @@ def mean(value: Callable[[int], float]) -> float:
 def test_learned_weights_stand_noise_better_than_fixed_ones() -> None:
     """The mechanism off: the weight network stays at its start (meta_rate 0)."""
 
-    def reached(rate: float) -> float:
+    def strength(rate: float) -> float:
         return mean(lambda seed: planted.ndcg_at_10(noisy(seed, rate), planted.noise(seed)))
 
-    on, off = reached(0.005), reached(0.0)
+    on, off = strength(0.005), strength(0.0)
     assert on > mean(lambda seed: planted.most_popular(planted.noise(seed))) + 0.25
     assert on > off + 0.04
 
