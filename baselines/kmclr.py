@@ -368,12 +368,19 @@ def nearest(
 def k_means(
     points: Float[Tensor, "point width"], count: int, generator: torch.Generator
 ) -> Float[Tensor, "centre width"]:
-    """Lloyd's rounds from `count` random points (all of them, if there are fewer), until they stand.
+    """Lloyd's rounds until the clusters stand, from `count` points (all of them, if there are fewer).
 
-    A centre that is nearest to no point stays where it is.
+    Each first centre is drawn in proportion to the squared distance from those before it (k-means++). A
+    centre that is nearest to no point stays where it is.
     """
-    chosen = torch.randperm(len(points), generator=generator)[:count]
-    centres = points[chosen.to(points.device)]
+    chances = torch.ones(len(points), device=generator.device)
+    distance = torch.full_like(chances, torch.inf, device=points.device)
+    first = []
+    for _ in range(min(count, len(points))):
+        first.append(int(torch.multinomial(chances, 1, generator=generator)))
+        distance = torch.minimum(distance, (points - points[first[-1]]).square().sum(1))
+        chances = (distance + 1e-12).to(generator.device)
+    centres = points[first]
     before = torch.full((len(points),), -1, device=points.device)
     for _ in range(CLUSTER_ROUNDS):
         cluster = nearest(points, centres, 1).squeeze(1)
@@ -904,8 +911,8 @@ class KMCLR(DotProduct):
         self.epoch_is_new = True
 
     def passes(self, batch: Batch) -> Iterator[Losses]:
-        """The whole epoch, on its first batch; see the class."""
-        if not self.epoch_is_new:
+        """The whole epoch, on its first batch (see the class); nothing where nobody has a favor."""
+        if not self.epoch_is_new or not len(self.target.user):
             return
         self.epoch_is_new = False
         yield from self.knowledge.passes(self.target, batch.generator)
