@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from models.diffusion import StackedLinear, StackedNorm, key_mask, xavier
 from models.interface import ModelConfig
+from models.layers import Dropout
 
 
 class Concat(Enum):
@@ -121,31 +122,6 @@ class InterestConfig(ModelConfig):
 
 
 # ------------------------------------------------------------------------------------- encoders
-
-
-class Dropout(nn.Module):
-    """Dropout whose mask is compared from 16 random bits a value.
-
-    On a CPU torch's own draws one value at a time and took half of a training step here; this one
-    costs a sixth. The rate is met to 1 / 65,536, and kept values are scaled by the exact rate.
-    """
-
-    __call__: Callable[..., Tensor]  # nn.Module leaves it Any
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.cut = round(rate * 65536)
-
-    def forward(self, x: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-        """Drop values of x in training; draw from torch's global generator."""
-        if not self.training or self.cut == 0:
-            return x
-        if x.device.type != "cpu":
-            return functional.dropout(x, self.cut / 65536)
-        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-        keep = torch.ge(bits, self.cut - 32768, out=torch.empty_like(x, requires_grad=False))
-        return x * keep.mul_(65536 / (65536 - self.cut))
 
 
 def attention(

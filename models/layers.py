@@ -7,6 +7,7 @@ read, cand = candidate items, item_row = items + 1 (row 0 is padding), d = hidde
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from enum import Enum
 
 import torch
@@ -53,6 +54,8 @@ class Dropout(nn.Module):
     A value is dropped with the multiple of 1/65536 nearest to `rate`, and the rest are scaled by
     exactly that. Draws from torch's global generator, as `nn.Dropout` does.
     """
+
+    __call__: Callable[..., Tensor]  # nn.Module leaves it Any
 
     def __init__(self, rate: float) -> None:
         super().__init__()
