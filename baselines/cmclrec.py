@@ -497,13 +497,11 @@ class CMCLRec(Recommender):
         """The backbone's; that of the towers (on the batch's histories); or both, the latter weighted."""
         if int(self.stage) == BACKBONE:
             return self.backbone.loss(batch)
-        history = batch.history
-        side = self.reading.history(history).real.any(1)
-        history = of_rows(history, (history.real.sum(1) >= self.config.warm_min) & side)
-        x = self.profile(history)
+        history, side = batch.history, self.reading.history(batch.history)
+        warm = (history.real.sum(1) >= self.config.warm_min) & side.real.any(1)
         with torch.set_grad_enabled(int(self.stage) == JOINT):
-            h = self.backbone.encode(self.reading.history(history))
-        losses = self.contrast(x, h, history.user)
+            h = self.backbone.encode(side)
+        losses = self.contrast(self.profile(history)[warm], h[warm], history.user[warm])
         if int(self.stage) == TOWERS:
             return losses
         weight = self.config.joint_weight
