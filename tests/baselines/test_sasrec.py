@@ -13,7 +13,8 @@ from baselines.sasrec import Loss, Norm, SASRec, SASRecConfig, blocked_keys
 from models.interface import Batch, Behaviour, History
 from models.layers import Behaviors, Dropout
 from models.negatives import TrainingNegatives
-from tests import worlds
+from tests import planted, worlds
+from tests.planted import SEEDS, World, ndcg_at_10
 
 
 def build(seed: int = 0, length: int = worlds.LENGTH, **options: object) -> SASRec:
@@ -455,3 +456,24 @@ def test_dropout_reaches_the_input_the_attention_and_both_feed_forward_layers() 
     assert not torch.equal(model.encode(history), model.encode(history))
     model.eval()
     assert torch.equal(model.encode(history), model.encode(history))
+
+
+# Strength ---------------------------------------------------------------------------------------
+
+
+def strength(found: list[World], option: Loss) -> float:
+    """Mean NDCG@10 over the seeds."""
+    config = SASRecConfig(hidden=32, learning_rate=3e-3, dropout=0.2, loss=option)
+    scores = [
+        ndcg_at_10(planted.trained(lambda known: SASRec(config, known), world, seed, 12, 16), world)
+        for seed, world in enumerate(found)
+    ]
+    return sum(scores) / len(scores)
+
+
+@pytest.mark.parametrize("option", [Loss.bce1, Loss.ce])
+def test_order_is_read(option: Loss) -> None:
+    found = [planted.order(seed, users=150) for seed in SEEDS]
+    popular = sum(map(planted.most_popular, found)) / len(found)
+    mixed = strength([planted.shuffled(world) for world in found], option)
+    assert strength(found, option) > max(mixed, popular) + 0.2
