@@ -3,8 +3,9 @@
 Axes: batch = target interactions of a step, behaviour = click, favor (the target stands last),
 user_row = users, item_row = items + 1 (row 0 is padding), edge = distinct pairs of a user and an item,
 block_edge = those of a block of users, pair = (relation, entity) pairs of an item, head = items that
-have a pair, sampled = users of the behaviour contrast, distinct = those, each once, point = vectors to
-cluster, width = of an image or text vector, inner = d times layers, cand = candidates, d = width.
+have a pair, wanted = items whose vectors are asked for, sampled = users of the behaviour contrast,
+distinct = those, each once, point = vectors to cluster, width = of an image or text vector, inner = d
+times layers, cand = candidates, d = width.
 
 Symbols: P, Q tables of users and items, A_l, B_l, C_u, C_i weights of the behaviour half, R_b the binary
 matrix of behaviour b, e tables and v item vectors of the knowledge half, M_r the matrix of relation r.
@@ -573,24 +574,27 @@ class PairAttention(nn.Module):
     def forward(
         self,
         copy: Copy,
-        relation: Int[Tensor, "item_row pair"],
-        entity: Int[Tensor, "item_row pair"],
-    ) -> Float[Tensor, "item_row d"]:
-        """The v of every item.
+        item: Int[Tensor, " wanted"],
+        relation: Int[Tensor, "wanted pair"],
+        entity: Int[Tensor, "wanted pair"],
+    ) -> Float[Tensor, "wanted d"]:
+        """The v of some items.
 
         Args:
             copy: The tables.
+            item: Rows of the items.
             relation: Relations of each item's pairs.
             entity: Their entities; a pair without one (n_e) is not attended to.
         """
+        items = functional.embedding(item, copy.items)
         entities = self.dropout(functional.embedding(entity, copy.entities))
         w_item, w_relation, w_entity = self.logit.weight.squeeze(0).chunk(3)
-        logit = (copy.items @ w_item).unsqueeze(1) + (copy.relations @ w_relation)[relation]
+        logit = (items @ w_item).unsqueeze(1) + (copy.relations @ w_relation)[relation]
         logit = functional.leaky_relu(logit + entities @ w_entity + self.logit.bias, 0.2)
         padding = entity == len(copy.entities) - 1
         attention = self.dropout(logit.masked_fill(padding, -9e15).softmax(1))
         h = (attention.unsqueeze(1) @ entities).squeeze(1)
-        v: Tensor = self.dropout(self.out(h + copy.items).relu())
+        v: Tensor = self.dropout(self.out(h + items).relu())
         return v
 
 
@@ -700,22 +704,33 @@ class KnowledgeHalf(nn.Module):
 
     def prepare(self, train: Interactions, target: Bipartite) -> None:
         """Find the triples and the graph; until views are drawn, both are the whole graph."""
+        self.favored = target.item.unique()
         self.graph.prepare(train)
         self.edges, self.target_graph = target, target.normalised()
         self.views = [self.target_graph] * 2
 
     def item_vectors(
-        self, copy: int, entity: Int[Tensor, "item_row pair"] | None = None
+        self,
+        copy: int,
+        entity: Int[Tensor, "item_row pair"] | None = None,
+        wanted: Int[Tensor, " wanted"] | None = None,
     ) -> Float[Tensor, "item_row d"]:
-        """The v of a copy, from all triples or from those of a version."""
+        """The v of a copy, from all triples or from those of a version; zeros where not wanted."""
         entity = self.graph.entity if entity is None else entity
-        v: Tensor = self.attention(self.copies[copy], self.graph.relation, entity)
-        return v
+        if wanted is None:
+            wanted = torch.arange(len(entity), device=entity.device)
+        v: Tensor = self.attention(
+            self.copies[copy], wanted, self.graph.relation[wanted], entity[wanted]
+        )
+        return v.new_zeros(len(entity), v.shape[1]).index_copy(0, wanted, v)
 
-    def forward(self) -> Vectors:
-        """LightGCN from the user table and (v_0 + v_1) / 2."""
+    def forward(self, wanted: Int[Tensor, " wanted"] | None = None) -> Vectors:
+        """LightGCN from the user table and (v_0 + v_1) / 2; exact where items are wanted.
+
+        A step wants the favored items and its own alone: no other is in the graph.
+        """
         kept: Tensor = self.edge_dropout(torch.ones_like(self.target_graph.values))
-        v = (self.item_vectors(0) + self.item_vectors(1)) / 2
+        v = (self.item_vectors(0, wanted=wanted) + self.item_vectors(1, wanted=wanted)) / 2
         return Vectors(*light_gcn(self.users, v, self.target_graph.times(kept), self.layers))
 
     def mix(self) -> Mix:
@@ -776,7 +791,7 @@ class KnowledgeHalf(nn.Module):
         negative: Int[Tensor, " batch"],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """softplus(neg - pos), SUMMED; and half the squared TABLE rows over the batch's size."""
-        users, items = self()
+        users, items = self(torch.cat([self.favored, positive, negative]).unique())
         margin = (users[user] * (items[negative] - items[positive])).sum(1)
         rows = [functional.embedding(user, self.users)]
         for copy in self.copies:
@@ -785,8 +800,8 @@ class KnowledgeHalf(nn.Module):
         return functional.softplus(margin).sum(), squares / max(1, len(user))
 
     def view(self, number: int) -> Vectors:
-        """LightGCN over a view's graph, from the user table and that copy's item vectors."""
-        v = self.item_vectors(number)
+        """LightGCN over a view's graph, from the user table and that copy's vectors of favored items."""
+        v = self.item_vectors(number, wanted=self.favored)
         return Vectors(*light_gcn(self.users, v, self.views[number], self.layers))
 
     @torch.no_grad()

@@ -512,6 +512,22 @@ def test_knowledge_bpr_is_a_sum_and_its_penalty_a_mean_of_table_rows() -> None:
     torch.testing.assert_close(squares, sum(row.square().sum() for row in rows) / 2 / 4)
 
 
+def test_a_step_computes_the_vectors_of_favored_items_and_its_own_alone() -> None:
+    """The rest is not in the graph: losses and gradients are those of all items' vectors."""
+    found = []
+    for everything in (False, True):
+        model = build().eval()
+        knowledge = knowledge_of(model)
+        knowledge.draw_views(draws())
+        assert len(knowledge.favored) < worlds.ITEMS
+        if everything:
+            knowledge.favored = torch.arange(worlds.ITEMS + 1)
+        user, item = model.target.user, model.target.item
+        total(knowledge.loss(model.target, user, item, draws())).backward()  # type: ignore[no-untyped-call]
+        found.append([p.grad for p in knowledge.parameters() if p.grad is not None])
+    torch.testing.assert_close(*found)
+
+
 # 3 Views ---------------------------------------------------------------------------------------------------
 
 

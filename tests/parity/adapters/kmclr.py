@@ -96,6 +96,7 @@ def build(pair: Pair) -> KMCLR:
     model.graphs = [binary(some) for some in edges]
     knowledge = model.knowledge
     knowledge.edges, knowledge.target_graph = edges[-1], edges[-1].normalised()
+    knowledge.favored = torch.arange(1, items + 1)
     knowledge.graph.entity = torch.cat(
         [torch.full((1, sizes["entities_per_item"]), entities), pair.tensor("in/kg_entities")]
     )
