@@ -33,7 +33,7 @@ from models.interface import (
     ModelConfig,
     Samples,
 )
-from models.layers import READINGS, Behaviors, DotProduct, Dropout, Reading
+from models.layers import READINGS, Behaviors, DotProduct, Dropout, Reading, from_the_left
 
 BLOCK = 1 << 20
 """Scores held at once (4 MiB in float32), so that a block of steps stays in the cache."""
@@ -753,16 +753,6 @@ PASSES: dict[tuple[Batching, Bptt], Callable[[GRU4Rec, Batch], Iterator[Losses]]
     (Batching.parallel, Bptt.full): one_pass,
     (Batching.parallel, Bptt.one): stepwise_passes,
 }
-
-
-def from_the_left(
-    items: Int[Tensor, "batch length"], events: Int[Tensor, " batch"]
-) -> Int[Tensor, "batch length"]:
-    """The same sequences, first event in slot 0: a state that starts at zero must not see padding."""
-    length = items.shape[1]
-    slot = torch.arange(length, device=items.device)
-    source = (slot + (length - events).unsqueeze(1)).clamp(max=length - 1)
-    return items.gather(1, source) * (slot < events.unsqueeze(1))
 
 
 def step_scores(

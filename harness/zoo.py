@@ -156,6 +156,12 @@ METHODS: tuple[Method, ...] = (
         "baselines.nmtr", "NMTR", "NMTRConfig",
     ),
     Method(
+        "dipn", "DIPN", 2019, Group.multibehavior,
+        "baselines.dipn", "DIPN", "DIPNConfig",
+        "reconstruction: no code is public; the candidate enters in its towers, and there are no touch "
+        "events",
+    ),
+    Method(
         "sgdl", "SGDL", 2022, Group.multibehavior,
         "baselines.sgdl", "SGDL", "SGDLConfig",
         "one behaviour: clicks and favors are one matrix, so the target behaviour is not represented; "

@@ -99,6 +99,16 @@ def fixed_padding_cross_entropy(
     return torch.logaddexp(items, query @ table[0].detach()) - hit
 
 
+def from_the_left(
+    items: Int[Tensor, "batch length"], events: Int[Tensor, " batch"]
+) -> Int[Tensor, "batch length"]:
+    """The same sequences, first event in slot 0: a state that starts at zero must not see padding."""
+    length = items.shape[1]
+    slot = torch.arange(length, device=items.device)
+    source = (slot + (length - events).unsqueeze(1)).clamp(max=length - 1)
+    return items.gather(1, source) * (slot < events.unsqueeze(1))
+
+
 class Behaviors(Enum):
     """What a method that knows no behaviours reads: both in time order, or favors alone."""
 

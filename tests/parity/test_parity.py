@@ -17,10 +17,7 @@ ADAPTERS = {
         for entry in pkgutil.iter_modules(adapters.__path__)
     )
 }
-NOT_YET_BUILT = {
-    "MMSBR",
-    "DIPN",
-}  # fmt: skip
+NOT_YET_BUILT: set[str] = set()
 """Methods whose fixtures wait for the method; a fixture of any other method needs an adapter."""
 
 
