@@ -190,9 +190,9 @@ class EBMConfig(ModelConfig):
     stage_path: StagePath = StagePath.own
 
     GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "prediction": (Prediction.bce, Prediction.softmax),
+        "last_token": (LastToken.free, LastToken.protected),
         "dropout": (0.2, 0.4),
-        "contrast_weight": (0.01, 0.1),
-        "layers": (1, 2),
     }
 
 
