@@ -414,13 +414,17 @@ def info_nce(
     return torch.log1p(own * torch.expm1(crowd))
 
 
+Rows = Int[Tensor, " row"] | slice
+"""Some items, or all of them (a slice, which copies no vector)."""
+
+
 class Objective(ABC):
     """What a stage trains, and the items whose vectors it needs."""
 
     @abstractmethod
     def rows(
         self, items: Int[Tensor, "batch length"], target: Int[Tensor, " place"]
-    ) -> tuple[Int[Tensor, " row"], Int[Tensor, "batch length"], Int[Tensor, " place"]]:
+    ) -> tuple[Rows, Int[Tensor, "batch length"], Int[Tensor, " place"]]:
         """The items, and `items` and `target` as places among them."""
 
     @abstractmethod
@@ -447,7 +451,7 @@ class PreTraining(Objective):
 
     def rows(
         self, items: Int[Tensor, "batch length"], target: Int[Tensor, " place"]
-    ) -> tuple[Int[Tensor, " row"], Int[Tensor, "batch length"], Int[Tensor, " place"]]:
+    ) -> tuple[Rows, Int[Tensor, "batch length"], Int[Tensor, " place"]]:
         """The items of the batch."""
         everything = torch.cat([items.flatten(), target])
         rows, place = torch.unique(everything, return_inverse=True)
@@ -479,14 +483,13 @@ class PreTraining(Objective):
 class NextItem(Objective):
     """Stage 2: cross-entropy of L7 over the real items."""
 
-    items: int
     scoring: Cosine | Dot
 
     def rows(
         self, items: Int[Tensor, "batch length"], target: Int[Tensor, " place"]
-    ) -> tuple[Int[Tensor, " row"], Int[Tensor, "batch length"], Int[Tensor, " place"]]:
+    ) -> tuple[Rows, Int[Tensor, "batch length"], Int[Tensor, " place"]]:
         """All items."""
-        return torch.arange(self.items + 1, device=items.device), items, target
+        return slice(None), items, target
 
     def __call__(
         self,
@@ -669,6 +672,7 @@ class M3SRec(DotProduct):
     config: M3SRecConfig
     text: Tensor
     image: Tensor
+    numbers: Tensor
     stage: Tensor
 
     def __init__(self, config: M3SRecConfig, catalogue: Catalogue) -> None:
@@ -677,6 +681,7 @@ class M3SRec(DotProduct):
         d, streams = config.hidden, 3 if config.id is Id.stream else 2
         self.register_buffer("text", catalogue.text, persistent=False)
         self.register_buffer("image", catalogue.image, persistent=False)
+        self.register_buffer("numbers", torch.arange(catalogue.items + 1), persistent=False)
         self.register_buffer("stage", torch.tensor(0 if config.pretrain_epochs else 1))
 
         self.text_map = nn.Linear(catalogue.text.shape[1], d)
@@ -703,7 +708,7 @@ class M3SRec(DotProduct):
         self.samples = self.place.samples  # type: ignore[misc]  # a setting decides it here
         self.objectives: list[Objective] = [
             PreTraining(config.temperature, config.pretrain_weight),
-            NextItem(catalogue.items, self.scoring),
+            NextItem(self.scoring),
         ]
         self.apply(start)
 
@@ -741,17 +746,16 @@ class M3SRec(DotProduct):
         history = self.reading.history(history)
         return left_aligned(history.padded(min(history.items.shape[1], self.catalogue.length)))
 
-    def tables(self, rows: Int[Tensor, " row"]) -> Tables:
+    def tables(self, rows: Rows) -> Tables:
         """L1: the vectors of these items."""
         kind = self.text_map.weight.dtype
-        text = self.text_map(self.text.index_select(0, rows).to(kind))
-        image = self.image_map(self.image.index_select(0, rows).to(kind))
-        return Tables(text, image, self.items(rows))
+        text = self.text_map(self.text[rows].to(kind))
+        image = self.image_map(self.image[rows].to(kind))
+        return Tables(text, image, self.items(self.numbers[rows]))
 
     def all_tables(self) -> Tables:
         """L1: the vectors of all items; once an evaluation."""
-        rows = torch.arange(self.catalogue.items + 1, device=self.device)
-        return self.once("tables", lambda: self.tables(rows))
+        return self.once("tables", lambda: self.tables(slice(None)))
 
     def tokens(
         self, history: History, tables: Tables, items: Int[Tensor, "batch length"]
