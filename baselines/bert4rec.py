@@ -150,7 +150,7 @@ class Attention(nn.Module):
         """What each asking slot gathers from the whole window, before and after it."""
 
         def split(x: Float[Tensor, "batch slot d"]) -> Float[Tensor, "batch head slot width"]:
-            return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+            return x.view(*x.shape[:2], self.heads, x.shape[2] // self.heads).transpose(1, 2)
 
         q, k, v = split(self.query(asks)), split(self.key(memory)), split(self.value(memory))
         logits = (q @ k.mT).mul_(self.scale).add_(padded)
