@@ -110,7 +110,8 @@ class KMCLRConfig(ModelConfig):
     """Decoupled (AdamW), of the behaviour half; the knowledge half has none."""
     kg: KG = KG.attributes
     tatec_sign: TatecSign = TatecSign.as_released
-    norm: Norm = Norm.none
+    graph_norm: Norm = Norm.none
+    """Not `norm`: an override of a setting goes to every method that has it, and SASRec has one."""
     rescale: Rescale = Rescale.edges
     layers: int = 3
     """K of the behaviour half, at least 1."""
@@ -900,7 +901,7 @@ class KMCLR(DotProduct):
             self.knowledge = KnowledgeHalf(config, catalogue, source(config.kg, catalogue))
         self.records = [Records(catalogue, behaviour) for behaviour in BEHAVIOURS]
         self.on_device = nn.ModuleList(self.records)
-        self.weigh = GRAPHS[config.norm]
+        self.weigh = GRAPHS[config.graph_norm]
         self.graphs: list[Graph] = []
         self.epoch_is_new = True
 

@@ -293,7 +293,7 @@ def test_neighbours_are_summed_or_symmetrically_normalised() -> None:
     table = torch.ones(worlds.ITEMS + 1, 1, dtype=torch.float64)
     plain = build(train=train).graphs[0].to_users(table).squeeze(1)
     assert plain[:3].tolist() == [3, 1, 0]  # binary: a second click adds nothing
-    normalised = build(train=train, norm=Norm.symmetric).graphs[0].to_users(table).squeeze(1)
+    normalised = build(train=train, graph_norm=Norm.symmetric).graphs[0].to_users(table).squeeze(1)
     expected = [2 / math.sqrt(3) + 1 / math.sqrt(6), 1 / math.sqrt(2), 0]
     torch.testing.assert_close(normalised[:3], torch.tensor(expected).double(), rtol=1e-6, atol=0)
 
@@ -701,7 +701,7 @@ def test_without_knowledge_behaviour_vectors_stand_alone() -> None:
 @pytest.mark.parametrize("norm", Norm)
 @pytest.mark.parametrize("rescale", Rescale)
 def test_every_option_trains(kg: KG, norm: Norm, rescale: Rescale) -> None:
-    model = build(kg=kg, norm=norm, rescale=rescale, layers=1, kg_layers=1)
+    model = build(kg=kg, graph_norm=norm, rescale=rescale, layers=1, kg_layers=1)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     assert all(torch.isfinite(total(losses)) for losses in epoch_of(model))
     moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
