@@ -32,7 +32,7 @@ from baselines.ssdrec import (
 from models.gumbel import Choice, Gumbel, LargeChoice, SampledChoice
 from models.interface import Batch, History, Samples
 from models.layers import Behaviors
-from tests import worlds
+from tests import planted, worlds
 from tests.worlds import ITEMS, LENGTH, USERS
 
 D = 16
@@ -712,3 +712,29 @@ def test_every_option_trains(options: dict[str, object]) -> None:
 def test_impossible_settings_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(**options)
+
+
+# Strength ---------------------------------------------------------------------------------------
+
+
+def ndcg(world: planted.World, seed: int, **options: object) -> float:
+    """After 12 epochs without dropout, which is noise of another kind."""
+    config = SSDRecConfig(
+        hidden=32, learning_rate=0.005, dropout=0.0, dropout_graph=0.0, dropout_readout=0.0,
+        dropout_backbone=0.0, **options,
+    )  # fmt: skip
+    model = planted.trained(lambda catalogue: SSDRec(config, catalogue), world, seed, epochs=12)
+    return planted.ndcg_at_10(model, world)
+
+
+@pytest.mark.slow
+def test_among_accidents_it_beats_popularity_and_its_backbone_alone() -> None:
+    popular, whole, alone = [], [], []
+    for seed in planted.SEEDS:
+        world = planted.noise(seed)
+        popular.append(planted.most_popular(world))
+        whole.append(ndcg(world, seed))
+        alone.append(ndcg(world, seed, augment=False, denoise=False))
+    seeds = len(planted.SEEDS)
+    assert sum(whole) / seeds > sum(popular) / seeds + 0.15
+    assert sum(whole) / seeds > sum(alone) / seeds + 0.04
