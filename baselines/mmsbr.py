@@ -138,7 +138,8 @@ class MMSBRConfig(ModelConfig):
 
     GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "contrastive_weight": (0.01, 0.1, 1.0),
-        "dropout_item": (0.2, 0.6),
+        "dropout": (0.2, 0.0),
+        "dropout_item": (0.6, 0.2),
     }
 
 
