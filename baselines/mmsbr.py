@@ -16,7 +16,7 @@ tables have row id - 1, item_row = items + 1 (row 0 is padding and zero), d = hi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from models.interface import (
@@ -41,6 +42,8 @@ from models.softmax import catalogue_cross_entropy, scored_cross_entropy
 
 BLOCK = 4096
 """Items whose vectors are made at once in evaluation."""
+PAIRS = 1 << 17
+"""Products of two tokens' numbers that are held at once (512 KiB in float32)."""
 
 
 class SoftmaxAxis(Enum):
@@ -293,10 +296,53 @@ class TransformerLayer(nn.Module):
         shape = (tokens, 3, self.heads, d // self.heads, rows)
         Q, K, V = self.query_key_value(x).view(rows, -1).T.contiguous().view(shape).unbind(1)
         Q = Q[: max(kept, self.least_queries)] * (d // self.heads) ** -0.5
-        weights = (Q.unsqueeze(1) * K.unsqueeze(0)).sum(3).softmax(self.axis)[:kept]
-        out = (weights.unsqueeze(3) * V.unsqueeze(0)).sum(1)  # query head head_width row
+        out = _Attention.apply(Q, K, V, self.axis)[:kept]  # type: ignore[no-untyped-call]
         gathered: Tensor = out.view(kept * d, rows).T.reshape(rows, kept, d)
         return gathered
+
+
+class _Attention(torch.autograd.Function):
+    """sum_k softmax(Q K)[q, k] V[k] of every item, some items at a time.
+
+    Tensors are (token, head, head_width, row). The products of all pairs of tokens are 2 tokens times
+    larger than their inputs: a block of them stays in the cache, and none is kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, Q: Tensor, K: Tensor, V: Tensor, axis: int) -> Tensor:
+        """The weights sum to 1 over queries (axis 0) or keys (1)."""
+        out, weights = torch.empty_like(Q), Q.new_empty(len(Q), *K.shape[:2], K.shape[3])
+        for block in _Attention.blocks(Q, K):
+            products = Q[..., block].unsqueeze(1) * K[..., block]
+            weights[..., block] = now = products.sum(3).softmax(axis)
+            out[..., block] = (now.unsqueeze(3) * V[..., block]).sum(1)
+        ctx.save_for_backward(Q, K, V, weights)
+        ctx.axis = axis
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Of Q, K and V."""
+        Q, K, V, weights = ctx.saved_tensors
+        of_q, of_k, of_v = (torch.empty_like(each) for each in (Q, K, V))
+        for block in _Attention.blocks(Q, K):
+            now, above = weights[..., block], gradient[..., block].unsqueeze(1)
+            of_v[..., block] = (now.unsqueeze(3) * above).sum(0)
+            of_score = (above * V[..., block]).sum(3) * now
+            of_score = of_score - now * of_score.sum(ctx.axis, keepdim=True)
+            of_score = of_score.unsqueeze(3)
+            of_q[..., block] = (of_score * K[..., block]).sum(1)
+            of_k[..., block] = (of_score * Q[..., block].unsqueeze(1)).sum(0)
+        return of_q, of_k, of_v, None
+
+    @staticmethod
+    def blocks(Q: Tensor, K: Tensor) -> Iterator[slice]:
+        """Items at a time."""
+        rows = Q.shape[3]
+        size = max(PAIRS // (len(Q) * K[..., 0].numel()), 1)
+        for start in range(0, rows, size):
+            yield slice(start, min(start + size, rows))
 
 
 class Round(nn.Module):

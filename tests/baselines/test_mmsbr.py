@@ -105,6 +105,24 @@ def test_attention_weights_sum_to_one_over_keys_or_as_published_over_queries(
     torch.testing.assert_close(layer(x, kept), expected[:, :kept])
 
 
+@pytest.mark.parametrize("axis", SoftmaxAxis)
+@pytest.mark.parametrize("pairs", [1, 1 << 10, 1 << 20])
+def test_attention_in_blocks_of_items_has_the_same_gradients(
+    axis: SoftmaxAxis, pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baselines.mmsbr.PAIRS", pairs)
+    layer = build(softmax_axis=axis).items.rounds[0].text_layer
+    x = torch.randn(5, 8, 8, dtype=torch.float64, requires_grad=True)
+    factors = torch.randn(5, 6, 8, dtype=torch.float64)
+    leaves = [x, *layer.parameters()]
+    ours = torch.autograd.grad((layer(x, 6) * factors).sum(), leaves)
+    slow = torch.stack([slow_layer(layer, item, axis) for item in x])[:, :6]
+    for found, expected in zip(
+        ours, torch.autograd.grad((slow * factors).sum(), leaves), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+
+
 def test_a_layer_has_one_norm_and_an_output_map_without_bias() -> None:
     layer = build().items.rounds[0].text_layer
     norms = [module for module in layer.modules() if isinstance(module, nn.LayerNorm)]
