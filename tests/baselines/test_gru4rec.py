@@ -31,7 +31,7 @@ from baselines.gru4rec import (
 )
 from models.interface import Batch, Behaviour
 from models.layers import Behaviors
-from tests import worlds
+from tests import planted, worlds
 
 
 def build(seed: int = 0, items: int = worlds.ITEMS, **options: object) -> GRU4Rec:
@@ -639,3 +639,39 @@ def test_adagrad_takes_tables_for_tables_whatever_the_size_of_a_matrix(
     assert {"output_table", "output_bias"} <= tables
     assert all(name.endswith(("table", "output_bias")) for name in tables)
     assert not any(names[id(parameter)].endswith("table") for parameter in groups[False])
+
+
+# Strength ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs"),
+    [
+        ({}, 15),
+        *(
+            pytest.param(options, epochs, marks=pytest.mark.slow)
+            for options, epochs in (
+                ({"loss": Loss.bpr_max}, 15),
+                ({"loss": Loss.top1, "negatives": 0}, 15),  # the model of 2016
+                ({"reset": Reset.before, "embedding": Embedding.one_hot}, 8),
+                ({"batching": Batching.parallel, "bptt": Bptt.one, "lanes": 16}, 4),  # the authors'
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_the_state_tells_where_a_user_goes_next(options: dict[str, object], epochs: int) -> None:
+    """A ring walked up or down: only the order of the events tells the next one."""
+    config = GRU4RecConfig(**{"hidden": 16, "negatives": 64, "learning_rate": 0.1, **options})
+    found = np.zeros((len(planted.SEEDS), 3))
+    for row, seed in enumerate(planted.SEEDS):
+        world = planted.order(seed)
+        for column, where in enumerate((world, planted.shuffled(world))):
+            model = planted.trained(
+                lambda c: GRU4Rec(config, c), where, seed, epochs, batch_size=32
+            )
+            found[row, column] = planted.ndcg_at_10(model, where)
+        found[row, 2] = planted.most_popular(world)
+    ours, shuffled, popular = found.mean(0)
+    assert ours > popular + 0.5
+    assert ours > shuffled + 0.15
