@@ -67,11 +67,11 @@ class Features(Enum):
     overwritten = "overwritten"
 
 
-class Norms(Enum):
-    """LayerNorms start as drawn as every other parameter (the published code), or as 1 and 0."""
+class Start(Enum):
+    """Norms at 1 and 0 and an equal, positive gate, or these drawn too (the published code)."""
 
-    drawn = "drawn"
-    ones = "ones"
+    repaired = "repaired"
+    published = "published"
 
 
 class Contrastive(Enum):
@@ -120,7 +120,7 @@ class MMSBRConfig(ModelConfig):
     softmax_axis: SoftmaxAxis = SoftmaxAxis.key
     distance_sign: DistanceSign = DistanceSign.plus
     features: Features = Features.kept
-    norms: Norms = Norms.drawn
+    start: Start = Start.repaired
     contrastive: Contrastive = Contrastive.clip_pair
     contrastive_weight: float = 0.01
     """lambda (grid 0.01, 0.1, 1)."""
@@ -711,10 +711,14 @@ class MMSBR(Recommender):
     What the published code does and this does not, unless asked: its softmax runs over the queries
     (`softmax_axis=query`); its construction ends by drawing every parameter from uniform(+-1/sqrt(d)),
     which overwrites the loaded content (`features=overwritten`); its dropout is off from the second
-    epoch on; its test data choose the epoch. The draw itself is kept, LayerNorm gains and biases
-    included (`norms=ones` leaves those at 1 and 0, and learns in fewer steps), and so is a distance
-    that multiplies the score up (`distance_sign`). Mind the dropout of the item vector: it is noise on
-    every logit, and costs most of what a few hundred steps can learn.
+    epoch on; its test data choose the epoch. A distance that multiplies the score up is kept
+    (`distance_sign`), and so is the draw, but for two things (`start=published` draws them too):
+      - LayerNorms start at 1 and 0, which learns in fewer steps.
+      - The gate starts at 1/sqrt(d) for every event. Item vectors are never negative, so an interest
+        whose gate starts negative, in half of the draws, ranks a session's kin last, and hardly ever
+        turns round: such a run stays below popularity.
+    Mind the dropout of the item vector too: it is noise on every logit, and costs most of what a few
+    hundred steps can learn.
 
     Substitutes:
       - Frozen vectors of any width pass a linear map to d a modality; the authors train tables.
@@ -763,14 +767,16 @@ class MMSBR(Recommender):
             Reads.typed: lambda history: history,
         }
         self.read = reads[config.behaviors]
-        self.start()
+        self.draw_parameters()
 
-    def start(self) -> None:
-        """Every parameter uniform in +-1/sqrt(d): biases too, and the LayerNorms unless `ones`."""
+    def draw_parameters(self) -> None:
+        """Every parameter uniform in +-1/sqrt(d), biases too, then `Start`."""
         limit = self.config.hidden**-0.5
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -limit, limit)
-        if self.config.norms is Norms.ones:
+        if self.config.start is Start.repaired:
+            nn.init.zeros_(self.interest.gate.weight)
+            nn.init.constant_(self.interest.gate.bias, limit)
             for module in self.modules():
                 if isinstance(module, nn.LayerNorm):
                     module.reset_parameters()

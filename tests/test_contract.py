@@ -46,7 +46,7 @@ READS_ALL_PLACES: dict[str, str] = {
 
 SHOWN_WITH: dict[str, dict[str, Any]] = {
     "ebm": {"prediction": "softmax"},  # one negative, and four last tokens in ten dropped: too slow
-    "mmsbr": {"rounds": 1},  # six layers whose norms start small do not stand the rate of the test
+    "mmsbr": {"rounds": 1},  # six post-norm layers do not stand the rate of the test
 }
 """Options of a method (an enum's member by name) with which one batch can be learned in the steps of the test."""
 

@@ -17,13 +17,13 @@ from baselines.mmsbr import (
     GaussianAttention,
     GivenVectors,
     MMSBRConfig,
-    Norms,
     Numeric,
     NumericScore,
     PairContrast,
     Pivots,
     Reads,
     SoftmaxAxis,
+    Start,
     TransformerLayer,
     contrast,
     wasserstein,
@@ -483,21 +483,39 @@ def test_contrast_can_be_off() -> None:
 # Start, dropout, options ------------------------------------------------------------------------
 
 
-def test_every_parameter_starts_uniform_norm_gains_too() -> None:
-    for norms, drawn in ((Norms.drawn, True), (Norms.ones, False)):
+def test_every_parameter_starts_uniform_as_published_norm_gains_too() -> None:
+    limit = 16**-0.5
+    for start in Start:
         torch.manual_seed(0)
-        model = MMSBR(MMSBRConfig(hidden=16, norms=norms), worlds.catalogue())
-        limit = 16**-0.5
-        for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight") and not drawn:
-                assert (parameter == 1).all()
-            else:
-                assert parameter.abs().max() <= limit
+        model = MMSBR(MMSBRConfig(hidden=16, start=start), worlds.catalogue())
+        odd = {n for n, p in model.named_parameters() if p.detach().abs().max() > limit}
+        odd |= {n for n, p in model.named_parameters() if len(p.detach().unique()) == 1 < p.numel()}
+        repaired = {
+            n for n, _ in model.named_parameters() if n.endswith(("norm.weight", "norm.bias"))
+        }
+        gate = model.interest.gate
+        if start is Start.published:
+            assert odd == set()
+        else:
+            assert odd == {*repaired, "interest.gate.weight"}
+            assert not gate.weight.any()
+            assert float(gate.bias.detach()) == limit
         table = model.items.pivots.table.detach()
         assert abs(float(table.std()) - limit / math.sqrt(3)) < 0.01
         assert table.abs().max() > 0.99 * limit
         gains = model.items.rounds[0].text_layer.norm.weight
-        assert (gains.min() < 0) == drawn
+        assert (gains.min() < 0) == (start is Start.published)
+
+
+def test_the_gate_starts_positive_and_as_published_with_either_sign() -> None:
+    def sums(start: Start) -> Tensor:
+        history = worlds.history([worlds.clicks([1, 2, 3])])
+        models = [build(seed, hidden=16, start=start) for seed in range(6)]
+        gates = [m.encode(history)[0].sum() / m.item_vectors()[1:4].sum() for m in models]
+        return torch.stack(gates).detach()
+
+    torch.testing.assert_close(sums(Start.repaired), torch.full((6,), 0.25, dtype=torch.float64))
+    assert set(sums(Start.published).sign().tolist()) == {1, -1}
 
 
 def test_dropout_is_at_the_places_of_the_authors() -> None:
@@ -533,7 +551,7 @@ def test_the_defaults_are_the_cards() -> None:
     [
         {"softmax_axis": SoftmaxAxis.query},
         {"features": Features.overwritten},
-        {"norms": Norms.ones},
+        {"start": Start.published},
         {"numeric": Numeric.popularity},
         {"numeric": Numeric.popularity, "distance_sign": DistanceSign.minus},
         {"pivots": Pivots.shared},
@@ -574,7 +592,7 @@ def test_content_alone_tells_the_taste_that_items_without_records_belong_to() ->
 
     def make(catalogue: Catalogue) -> MMSBR:
         config = MMSBRConfig(
-            hidden=16, rounds=1, pivots=Pivots.shared, norms=Norms.ones, dropout=0.0,
+            hidden=16, rounds=1, pivots=Pivots.shared, dropout=0.0,
             dropout_item=0.0, learning_rate=3e-3,
         )  # fmt: skip
         return MMSBR(config, catalogue)
