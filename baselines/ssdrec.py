@@ -855,8 +855,9 @@ class SSDRec(DotProduct):
       G6 graphs hold the validation item, the padding item and lengths of a neighbouring user: here
          training events alone, no padding (`count_padding`), and each user's own length.
       G7 Gumbel noise stays on at test: `eval_noise`. Under `code` every test is the same draw here.
-      G8 dense graphs of users x users and items x items: here sparse, `neighbours` a row,
-         similar users through the items of at most `most_users`.
+      G8 dense graphs of users x users and items x items: here sparse, `neighbours` a row (two items or
+         users are joined by what has kept both of them), similar users through the items of at most
+         `most_users`.
       G9 evaluation with sampled candidates fails there; here every candidate is scored.
 
     Other differences: a drawn item's gradient runs through the `candidate_items` likeliest items, where
@@ -865,7 +866,8 @@ class SSDRec(DotProduct):
 
     Raises:
         ValueError: `hidden` is no multiple of `heads`, or a size or the temperature is too small; from
-            `prepare`: no two items or users are related under `min_count`.
+            `prepare`: no two items are related under `min_count`. (No two that are incompatible, or
+            dissimilar, is no error: a small world has none.)
     """
 
     Config: ClassVar[type[ModelConfig]] = SSDRecConfig

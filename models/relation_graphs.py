@@ -27,7 +27,7 @@ from torch.nn import functional
 
 Matrix = sparse.csr_array
 
-ROWS = 512
+ROWS = 128
 """Rows of a product that are made at once, before their best neighbours are picked."""
 
 
@@ -185,32 +185,33 @@ class _Shared:
 
 
 def _strangers(
-    near: Matrix, chosen: Any, direct: Callable[[Any], Matrix], keep: int | None
+    bridges: Matrix, chosen: Any, direct: Callable[[Any], Matrix], keep: int | None
 ) -> Matrix:
-    """Chosen rows that are not directly related but have neighbours in common.
+    """Chosen rows that are not directly related but share neighbours.
 
-    Their weight is the sum over common neighbours k of near[i, k] + near[j, k].
+    Their weight is the sum over shared neighbours k of what k has for the one and for the other. A row
+    k of `bridges` joins only the neighbours that it has kept, so there are at most rows x keep^2 paths.
 
     Args:
-        near: Neighbours, by row.
+        bridges: Symmetric but for the entries that each row has not kept.
         chosen: Rows that may be ends of an edge.
         direct: Some rows of the direct relation; an entry of it rules the edge out.
         keep: Heaviest edges kept in a row.
     """
-    ends, there = near[chosen].T.tocsr(), _ones(near)
-    at_ends = there[chosen].T.tocsr()
-    parts = []
-    for some in _blocks(chosen):
-        weight = (near[some] @ at_ends + there[some] @ ends).tocsr()
-        related = direct(some)[:, chosen]
-        weight = sparse.csr_array(weight - weight.multiply(_ones(related)))
+    ends = bridges[:, chosen]
+    at_ends, near = _ones(ends), ends.T.tocsr()
+    there, parts = _ones(near), []
+    for place in _blocks(np.arange(len(chosen))):
+        weight = (near[place] @ at_ends + there[place] @ ends).tocsr()
+        related = _ones(direct(chosen[place])[:, chosen])
+        weight = sparse.csr_array(weight - weight.multiply(related))
         weight.eliminate_zeros()
-        parts.append(_heaviest(_off_diagonal(weight, np.searchsorted(chosen, some)), keep))
+        parts.append(_heaviest(_off_diagonal(weight, place), keep))
     if not parts:
-        return sparse.csr_array(near.shape)
+        return sparse.csr_array(bridges.shape)
     found = sparse.vstack(parts, format="coo")
-    place = (chosen[found.row], chosen[found.col])
-    return sparse.coo_array((found.data, place), near.shape).tocsr()
+    edge = (chosen[found.row], chosen[found.col])
+    return sparse.coo_array((found.data, edge), bridges.shape).tocsr()
 
 
 def _blocks(rows: Any) -> Iterator[Any]:

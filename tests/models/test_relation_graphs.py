@@ -131,6 +131,17 @@ def test_each_row_keeps_its_heaviest_neighbours() -> None:
     assert (few["user_similar"].diagonal() > 0).all()
 
 
+def test_a_bridge_joins_only_the_neighbours_that_it_keeps() -> None:
+    windows_ = torch.tensor([[1, 2]] * 3 + [[1, 3]] * 2 + [[1, 4]])
+
+    def joined(neighbours: int | None) -> list[list[int]]:
+        found = build(windows_, min_count=0, rare_items=0.0, neighbours=neighbours)
+        return np.argwhere(found["item_incompatible"]).tolist()
+
+    assert joined(2) == [[2, 3], [3, 2]]
+    assert joined(None) == [[2, 3], [2, 4], [3, 2], [3, 4], [4, 2], [4, 3]]
+
+
 def test_an_item_of_too_many_users_makes_nobody_similar() -> None:
     windows_ = torch.tensor([[1, 2], [1, 3], [1, 4], [5, 2]])
     assert build(windows_)["user_similar"][0, 1] > 0
