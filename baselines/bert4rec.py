@@ -280,6 +280,11 @@ class Cloze:
     labels: Int[Tensor, "batch read"]
     """The true items; 0 where a row has fewer."""
 
+    def split(self, rows: int) -> Iterator[Cloze]:
+        """So many samples at a time."""
+        parts = (part.split(rows) for part in (self.ids, self.slots, self.labels))
+        return (Cloze(*part) for part in zip(*parts, strict=True))
+
 
 class Masks(ABC):
     """B1: in which order the slots of a window are masked."""
@@ -651,7 +656,7 @@ class BERT4Rec(DotProduct):
       - [MASK] is row I + 1; in the authors' code it depends on the hash seed of the process.
 
     Other implementations leave out the head's transform, the biases or the last-item samples
-    (RecBole's has none of the three): those are other models.
+    (RecBole's had none of the three before 1.2): those are other models.
 
     Raises:
         ValueError: a width, a share or a count that is not possible, or `weight_decay` with `code`.
@@ -719,9 +724,11 @@ class BERT4Rec(DotProduct):
         return y
 
     def passes(self, batch: Batch) -> Iterator[Losses]:
-        """`samples_a_row` losses, an update after each: every row is drawn as often."""
-        for _ in range(self.config.samples_a_row):
-            yield self.loss(batch)
+        """`samples_a_row` losses, an update after each; their samples are drawn together."""
+        user = batch.history.user
+        drawn = self.windows.draw(user.repeat(self.config.samples_a_row), batch.generator)
+        for cloze in drawn.split(max(1, len(drawn.ids) // self.config.samples_a_row)):
+            yield {"masked_item": self.cloze_loss(cloze, batch.generator)}
 
     def loss(self, batch: Batch) -> Losses:
         """Mean over the masked slots of a fresh sample a row."""

@@ -23,7 +23,10 @@ from tests.worlds import CASES, ITEMS, LENGTH, NEITHER, USERS, Event
 
 NO_GRADIENT: dict[tuple[str, str], str] = {
     **{
-        ("kmclr", f"knowledge.attention.logit.{name}"): "an item here has one triple: a softmax of one"
+        (
+            "kmclr",
+            f"knowledge.attention.logit.{name}",
+        ): "an item here has one triple: a softmax of one"
         for name in ("weight", "bias")
     },
     **{

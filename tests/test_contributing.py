@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 def block(marker: str) -> str:
     """The code under `<!-- marker -->`."""
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf8")
-    found = re.search(rf"<!-- {re.escape(marker)} -->\n```python\n(.*?)```", page, re.DOTALL)
+    found = re.search(rf"<!-- {re.escape(marker)} -->\n```\w+\n(.*?)```", page, re.DOTALL)
     assert found is not None, f"CONTRIBUTING.md has no block {marker}"
     return found[1]
 
