@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
         "--methods", metavar="a,b,c", help="a choice of rows (default: all that are built)"
     )
     words.add_argument("--trials", type=int, metavar="N",
-                       help="tuning: settings tried of each method (default: 3, 12, 24 by budget)")  # fmt: skip
+                       help="tuning: settings tried of each method (default: 3, 10, 24 by budget)")  # fmt: skip
     words.add_argument("--plan", action="store_true", help="print what would run, and run nothing")
     words.add_argument(
         "--workers", type=int, metavar="N", help="worker processes (default: one a core)"

@@ -53,7 +53,7 @@ class Space:
 
 SPACES: dict[Budget, Space] = {
     Budget.smoke: Space((1e-3,), (16, 32), 3),
-    Budget.quick: Space((1e-3, 3e-3, 1e-2, 3e-2), (32, 64), 12),
+    Budget.quick: Space((2e-3, 6e-3, 2e-2), (16, 32), 10),
     Budget.paper: Space((1e-5, 1e-4, 1e-3), (64, 128, 256, 512), 24),
 }
 """The paper's grid (section 5.1.3); on the demo's small worlds, higher rates and smaller widths."""
