@@ -156,7 +156,7 @@ def glorot_table(table: Float[Tensor, "item_row gate"], width: int) -> None:
 
 
 class Input(nn.Module, ABC):
-    """G1: what the first layer reads of an item (card L1)."""
+    """G1: what the first layer reads of an item."""
 
     width: int
     """Columns of what it returns."""
@@ -245,7 +245,7 @@ def gate_products(width: int | None, hidden: int) -> nn.Linear | AddBias:
 
 
 class Cell(nn.Module, ABC):
-    """G2: one GRU step (card L2)."""
+    """G2: one GRU step."""
 
     hidden: int
     product: nn.Linear | AddBias
@@ -627,7 +627,7 @@ class GRU4Rec(DotProduct):
         return states[row, (events - 1).clamp(min=0)] * (events > 0).unsqueeze(1)
 
     def loss(self, batch: Batch) -> Losses:
-        """Sum over the steps of each step's loss (card, Training procedure)."""
+        """Sum over the steps of each step's loss."""
         history = self.reading.history(batch.history)
         events, width = history.real.sum(1), history.items.shape[1]
         states = self.advance(from_the_left(history.items, events), self.start(len(events)))[-1]
@@ -847,7 +847,7 @@ class _Lanes:
 
 
 class Adagrad(torch.optim.Optimizer):
-    """acc += g^2; mom = momentum mom - lr g / sqrt(acc + eps); w += mom (card, Optimiser).
+    """acc += g^2; mom = momentum mom - lr g / sqrt(acc + eps); w += mom.
 
     Unlike torch.optim.Adagrad: eps stands inside the root, and there is momentum. In groups with
     `table`, rows without gradient are left as they are, their momentum too; a sparse gradient's rows

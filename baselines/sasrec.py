@@ -139,7 +139,7 @@ AROUND: dict[Norm, Around] = {
 
 
 class Attention(nn.Module):
-    """A V with A = Dropout(softmax(Q K^T / sqrt(d / heads))); no output projection (card L4b-c)."""
+    """A V with A = Dropout(softmax(Q K^T / sqrt(d / heads))); no output projection."""
 
     def __init__(self, hidden: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Dropout(W_2 Dropout(relu(W_1 x + b_1)) + b_2), both of width d (card L4f)."""
+    """Dropout(W_2 Dropout(relu(W_1 x + b_1)) + b_2), both of width d."""
 
     def __init__(self, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One block (card L4): attention, then feed-forward, each with its norm and residual."""
+    """One block: attention, then feed-forward, each with its norm and residual."""
 
     def __init__(self, config: SASRecConfig) -> None:
         super().__init__()
@@ -205,7 +205,7 @@ class Block(nn.Module):
         blocked: Bool[Tensor, "batch length length"],
         read: int,
     ) -> Float[Tensor, "batch read d"]:
-        """The last `read` slots after the attention sub-layer (card L4a-c)."""
+        """The last `read` slots after the attention sub-layer."""
         blocked = blocked[:, -read:]
         return self.around(
             self.attention_norm,
@@ -215,7 +215,7 @@ class Block(nn.Module):
         )
 
     def after_feed_forward(self, a: Float[Tensor, "batch read d"]) -> Float[Tensor, "batch read d"]:
-        """The same slots after the feed-forward sub-layer, padding not yet wiped (card L4e-g)."""
+        """The same slots after the feed-forward sub-layer, padding not yet wiped."""
         return self.around(
             self.feed_forward_norm, lambda query, _: self.feed_forward(query), a, a.shape[1]
         )
@@ -250,7 +250,7 @@ class PlaceLoss(nn.Module, ABC):
 
 
 class BinaryLoss(PlaceLoss):
-    """-log sigmoid(s_p) - sum over the negatives of log(1 - sigmoid(s_j)) (card, Loss)."""
+    """-log sigmoid(s_p) - sum over the negatives of log(1 - sigmoid(s_j))."""
 
     def __init__(self, negatives: int, catalogue: Catalogue) -> None:
         super().__init__()
@@ -352,13 +352,13 @@ class SASRec(Recommender):
     def inputs(
         self, items: Int[Tensor, "batch length"], real: Float[Tensor, "batch length 1"]
     ) -> Float[Tensor, "batch length d"]:
-        """Dropout(sqrt(d) E[ids] + P) m (card L1-L3); the last slot always has the last position."""
+        """Dropout(sqrt(d) E[ids] + P) m; the last slot always has the last position."""
         scaled = functional.embedding(items, self.item_table) * math.sqrt(self.config.hidden)
         dropped: Tensor = self.dropout(scaled + self.position_table[-items.shape[1] :])
         return dropped * real
 
     def states(self, history: History, read: int) -> Float[Tensor, "batch read d"]:
-        """The last `read` slots after all blocks, before the last norm (card L4)."""
+        """The last `read` slots after all blocks, before the last norm."""
         length = history.items.shape[1]
         real = history.real.to(self.item_table.dtype).unsqueeze(2)
         blocked = blocked_keys(history.real)
@@ -369,7 +369,7 @@ class SASRec(Recommender):
         return y
 
     def loss(self, batch: Batch) -> Losses:
-        """Mean over target events of the place loss, and the tables' penalty (card, Loss).
+        """Mean over target events of the place loss, and the tables' penalty.
 
         The penalty counts row 0 of the item table, which is stored but read as zeros.
         """
@@ -385,7 +385,7 @@ class SASRec(Recommender):
         return {"next_item": mean, **self.penalty(self.item_table, self.position_table)}
 
     def encode(self, history: History) -> Float[Tensor, "batch d"]:
-        """The vector y at the last slot (card L5); the norm's bias for a user without history."""
+        """The vector y at the last slot; the norm's bias for a user without history."""
         history = self.reading.history(history)
         history = history.padded(min(history.items.shape[1], self.catalogue.length))
         y: Tensor = self.last_norm(self.states(history, 1).squeeze(1))
@@ -394,7 +394,7 @@ class SASRec(Recommender):
     def score(
         self, state: Float[Tensor, "batch d"], items: Int[Tensor, "batch cand"]
     ) -> Float[Tensor, "batch cand"]:
-        """The product y . E[i] (card L6): tied table, no bias, no factor sqrt(d); padding scores 0."""
+        """The product y . E[i]: tied table, no bias, no factor sqrt(d); padding scores 0."""
         scores = functional.embedding(items, self.item_table) @ state.unsqueeze(2)
         return scores.squeeze(2) * (items > 0)
 
@@ -425,7 +425,7 @@ def blocked_keys(real: Bool[Tensor, "batch length"]) -> Bool[Tensor, "batch leng
 
 @dataclass(frozen=True)
 class TablePenalty:
-    """l2_emb / 2 (|E|^2 + |P|^2), over the tables as stored (card, Loss)."""
+    """l2_emb / 2 (|E|^2 + |P|^2), over the tables as stored."""
 
     weight: float
 

@@ -268,7 +268,7 @@ class Recommender(nn.Module, ABC):
         return self.score(state, rows.expand(batch, -1))
 
     def optimiser(self) -> torch.optim.Optimizer:
-        """The method's optimiser; Adam (the paper's, section 5.1.3) unless its card says otherwise."""
+        """The method's optimiser; Adam (the paper's, section 5.1.3) unless its authors have another."""
         return torch.optim.Adam(
             self.parameters(),
             lr=self.config.learning_rate,

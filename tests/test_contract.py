@@ -39,11 +39,11 @@ NO_GRADIENT: dict[tuple[str, str], str] = {
         for name in ("long_term.weight", "long_term.bias", "long_term_slope.weight")
     },
 }
-"""(method, parameter): why the method's card leaves it without a gradient."""
+"""(method, parameter): why the method itself leaves it without a gradient."""
 
 READS_ALL_PLACES: dict[str, str] = {
     "bert4rec": "a Cloze: masked slots are read from both sides of the window",
-    "mbstr": "a Cloze: masked places are read from both sides of the window, as its card says",
+    "mbstr": "a Cloze: masked places are read from both sides of the window, as its authors train it",
 }
 """Window methods whose training may read later events than a target's place: why."""
 

@@ -1,4 +1,4 @@
-"""MB-STR: the facts most often got wrong, each named, and a slow reading of the card beside it."""
+"""MB-STR: the facts most often got wrong, each named, and a slow reading beside it."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def windows() -> Windows:
     return Windows(torch.where(masked, MASK, labels), behaviours, labels * masked)
 
 
-# --- the card, read slowly, padding included ---------------------------------------------------
+# --- the method, read slowly, padding included ---------------------------------------------------
 
 
 def norm(x: np.ndarray, w: dict[str, np.ndarray], name: str) -> np.ndarray:
@@ -100,7 +100,7 @@ def softmax(x: np.ndarray, axis: int) -> np.ndarray:
 
 
 def slow_bucket(r: int) -> int:
-    """T5's rule for 32 buckets and distance 40, as the card spells it; r = key minus query."""
+    """T5's rule for 32 buckets and distance 40, spelt out; r = key minus query."""
     n, a = -r, abs(r)
     m = a if a < 8 else min(15, 8 + math.floor(math.log(a / 8) / math.log(40 / 8) * 8))
     return 16 * (n < 0) + m

@@ -38,7 +38,7 @@ def loss(model: SASRec, batch: Batch) -> Tensor:
     return torch.stack(list(model.loss(replace(batch, generator=torch.Generator())).values())).sum()
 
 
-# A slow copy of the card, one sample at a time --------------------------------------------------
+# A slow copy of the model, one sample at a time --------------------------------------------------
 
 
 def norm(layer: torch.nn.LayerNorm, x: np.ndarray) -> np.ndarray:
