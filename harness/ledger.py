@@ -1,6 +1,6 @@
 """The ledger of tuning: every trial of every method on one data set, and which one was chosen.
 
-`results/tuned/BUDGET/DATA.csv`: a comment line with the command that made it, then a trial a line.
+`results/tuned/BUDGET/DATA.csv`: the commands that made it as comment lines, then a trial a line.
 The chosen setting of a method is computed from its trials and stored nowhere else.
 """
 
@@ -82,10 +82,16 @@ def _trial(row: dict[str, str]) -> Trial:
     return Trial(**values, own=row["own"] == "1", settings=dict(json.loads(row["settings"])))
 
 
-def write(path: Path, trials: Iterable[Trial], command: str) -> None:
-    """Write a ledger, whole or not at all."""
+def commands(path: Path) -> list[str]:
+    """The command lines that made a ledger, oldest first; none where there is no ledger."""
+    lines = path.read_text(encoding="utf8").splitlines() if path.exists() else []
+    return [line.removeprefix("# ") for line in lines if line.startswith("# ")]
+
+
+def write(path: Path, trials: Iterable[Trial], made_by: Iterable[str]) -> None:
+    """Write a ledger with the command lines that made it, whole or not at all."""
     text = io.StringIO()
-    text.write(f"# {command}\n")
+    text.writelines(f"# {command}\n" for command in dict.fromkeys(made_by))
     writer = csv.DictWriter(text, [field.name for field in fields(Trial)], lineterminator="\n")
     writer.writeheader()
     for trial in trials:

@@ -116,7 +116,8 @@ def publish(request: Request, planned: Plan, failed: dict[str, str]) -> str:
         others = [trial for trial in ledger.read(path) if trial.method not in mine]
         order = [method.key for method in TUNED]
         rows = sorted([*others, *made], key=lambda t: (order.index(t.method), t.number))
-        ledger.write(path, rows, request.command)
+        before = ledger.commands(path) if others else []
+        ledger.write(path, rows, [*before, request.command])
     data = table_data(request, planned)
     floor = {name: most_popular(request, planned.wanted, name) for name in request.names}
     space, budget = _space_in_words(request), request.budget.name

@@ -93,6 +93,8 @@ def test_a_method_tuned_alone_leaves_the_others_in_the_ledger(
     assert main(["tuning", *words, "--methods", "gru4rec", "--budget", "smoke"]) == 0
     trials = ledger.read(tmp_path / "results/tuned/smoke/tiny.csv")
     assert Counter(t.method for t in trials) == {"gru4rec": 3, "sasrec": 3}
+    made_by = ledger.commands(tmp_path / "results/tuned/smoke/tiny.csv")
+    assert ["sasrec" in made_by[0], "gru4rec" in made_by[1], len(made_by)] == [True, True, 2]
 
 
 def test_fewer_trials_and_fixed_settings(
@@ -114,7 +116,7 @@ def test_the_choice_feeds_cells_of_the_same_budget_and_data(tmp_path: Path) -> N
         trial(1, 0.1, hidden=128), trial(2, 0.3, hidden=256, loss="ce"), trial(3, math.nan, hidden=8),
         trial(4, 0.3, hidden=512), trial(1, 0.9, method="gru4rec", hidden=16),
     ]  # fmt: skip
-    ledger.write(path, trials, "a command")
+    ledger.write(path, trials, ["a command"])
     folders = (tmp_path / "none", tmp_path)
     cell = compose_cell(method, "shop", Budget.paper, (), folders)
     assert cell.model.hidden == 256  # the best, of equals the first
@@ -131,7 +133,7 @@ def test_the_ledger_reads_what_it_wrote_and_refuses_another_file(tmp_path: Path)
     trials = [
         trial(1, 0.25, dropout=0.5, on=True, name='a,b "c"'), replace(trial(2, 0.5), own=True)
     ]  # fmt: skip
-    ledger.write(path, trials, "python -m harness.reproduce tuning")
+    ledger.write(path, trials, ["python -m harness.reproduce tuning"])
     assert ledger.read(path) == trials
     path.write_text("method,number\nsasrec,one\n")
     with pytest.raises(InputError, match="is no ledger of tuning"):
@@ -140,7 +142,7 @@ def test_the_ledger_reads_what_it_wrote_and_refuses_another_file(tmp_path: Path)
 
 def test_a_failed_trial_is_kept_and_never_chosen(tmp_path: Path) -> None:
     path = tmp_path / "ledger.csv"
-    ledger.write(path, [trial(1, math.nan), trial(2, 0.1)], "a command")
+    ledger.write(path, [trial(1, math.nan), trial(2, 0.1)], ["a command"])
     trials = ledger.read(path)
     assert [t.failed for t in trials] == [True, False]
     assert ledger.chosen(trials, "sasrec") == trials[1]
