@@ -964,7 +964,7 @@ class EBM(DotProduct):
     Variant `miner_only` is the first stage alone, stopped early. Variant `released` has C1's forward
     pass (R1-R6, its compactness of the frequency domain) and is trained jointly: in C1 no gradient
     passes the transforms, and its second stage would train a part that none reaches. E1 to E3, E5 to
-    E11, E13 and E14 are settled in it.
+    E11, E13 and E14 are settled in it; E4 is not (C1's `coding_eps` is 1e-3), nor are E12 and `layers`.
     """
 
     Config = EBMConfig

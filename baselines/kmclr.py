@@ -54,6 +54,8 @@ USER_BLOCK = 2048
 """Users whose edges are rescaled together."""
 BLOCK_NUMBERS = 1 << 24
 """Entries of a dense block held at once (64 MiB in float32)."""
+POINT_NUMBERS = 1 << 18
+"""Entries of the vectors to cluster that are worked on at once: a cache's worth, not a second table."""
 UP, DOWN = 5, 10
 """Epochs in which the behaviour half's rate rises and falls."""
 REDRAWS = 20
@@ -367,6 +369,14 @@ def nearest(
     return torch.cat([(block @ centres.T - half).topk(count, 1).indices for block in blocks])
 
 
+def squared_distance(
+    points: Float[Tensor, "point width"], centre: Float[Tensor, " width"]
+) -> Float[Tensor, " point"]:
+    """From each point to one centre; block by block."""
+    blocks = points.split(max(1, POINT_NUMBERS // points.shape[1]))
+    return torch.cat([(block - centre).square().sum(1) for block in blocks])
+
+
 def k_means(
     points: Float[Tensor, "point width"], count: int, generator: torch.Generator
 ) -> Float[Tensor, "centre width"]:
@@ -380,7 +390,7 @@ def k_means(
     first = []
     for _ in range(min(count, len(points))):
         first.append(int(torch.multinomial(chances, 1, generator=generator)))
-        distance = torch.minimum(distance, (points - points[first[-1]]).square().sum(1))
+        distance = torch.minimum(distance, squared_distance(points, points[first[-1]]))
         chances = (distance + 1e-12).to(generator.device)
     centres = points[first]
     before = torch.full((len(points),), -1, device=points.device)

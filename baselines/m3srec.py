@@ -28,14 +28,13 @@ from torch.nn import functional
 
 from models.interface import (
     Batch,
-    Behaviour,
     Catalogue,
     History,
     Losses,
     ModelConfig,
     Samples,
 )
-from models.layers import READINGS, Behaviors, DotProduct, Dropout, Reading
+from models.layers import READINGS, Behaviors, DotProduct, Dropout, Reading, Reads, typing
 from models.softmax import catalogue_cross_entropy
 
 
@@ -81,14 +80,6 @@ class Score(Enum):
     dot = "dot"
 
 
-class Reads(Enum):
-    """Q8: both behaviours merged, favors alone, or merged with a learned vector a behaviour."""
-
-    merged = "merged"
-    favor_only = "favor_only"
-    typed = "typed"
-
-
 class Places(Enum):
     """Q9: one target a prefix, or (the causal mask allows it) one at every slot of a window."""
 
@@ -124,6 +115,7 @@ class M3SRecConfig(ModelConfig):
     pretrain_epochs: int = 10
     """Q7: epochs of the first stage; 0 leaves it out."""
     behaviors: Reads = Reads.merged
+    """Q8."""
     places: Places = Places.last
 
     GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -359,33 +351,6 @@ class NoIds(nn.Module):
     def forward(self, rows: Int[Tensor, " row"]) -> None:  # noqa: ARG002
         """Nothing."""
         return
-
-
-class Untyped(nn.Module):
-    """A token does not say how the user met the item."""
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch stream length d"],
-        behaviours: Int[Tensor, "batch length"],  # noqa: ARG002
-    ) -> Float[Tensor, "batch stream length d"]:
-        """Nothing added."""
-        return x
-
-
-class Typed(nn.Module):
-    """Q8 `typed`: a learned vector a behaviour, added to the tokens of all streams."""
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.vectors = nn.Embedding(len(Behaviour), d, padding_idx=0)
-
-    def forward(
-        self, x: Float[Tensor, "batch stream length d"], behaviours: Int[Tensor, "batch length"]
-    ) -> Float[Tensor, "batch stream length d"]:
-        """The vector of each slot's behaviour added."""
-        typed: Tensor = x + self.vectors(behaviours).unsqueeze(1)
-        return typed
 
 
 # Losses -----------------------------------------------------------------------------------------
@@ -692,7 +657,7 @@ class M3SRec(DotProduct):
         self.look_up = Tables.added if config.id is Id.add else Tables.apart
         self.positions = nn.Embedding(catalogue.length, d)
         self.types = nn.Embedding(streams, d)
-        self.typing = Typed(d) if config.behaviors is Reads.typed else Untyped()
+        self.typing = typing(config.behaviors, d)
         self.norm = nn.LayerNorm(d, eps=1e-12)
         self.dropout = Dropout(config.dropout)
         specific = [Block(config, Specific(config, streams)) for _ in range(config.specific_blocks)]
@@ -763,7 +728,7 @@ class M3SRec(DotProduct):
         """L2: the tokens, stream by stream; `items` are the history's places in the tables."""
         x = torch.stack(self.look_up(tables, items), 1)
         x = x + self.types.weight[:, None, :] + self.positions.weight[: items.shape[1]]
-        tokens: Tensor = self.dropout(self.norm(self.typing(x, history.behaviours)))
+        tokens: Tensor = self.dropout(self.norm(self.typing(x, history.behaviours.unsqueeze(1))))
         return tokens
 
     def seen(

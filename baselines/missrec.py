@@ -34,7 +34,7 @@ from models.interface import (
     ModelConfig,
     Recommender,
 )
-from models.layers import Dropout
+from models.layers import Dropout, Reads, typing
 from models.softmax import scored_cross_entropy
 
 EPS = 1e-12
@@ -76,14 +76,6 @@ class Missing(Enum):
 
     zero = "zero"
     masked = "masked"
-
-
-class Reads(Enum):
-    """I5: both behaviours merged, favors alone, or merged with a learned vector a behaviour."""
-
-    merged = "merged"
-    favor_only = "favor_only"
-    typed = "typed"
 
 
 class Pretrain(Enum):
@@ -146,6 +138,7 @@ class MISSRecConfig(ModelConfig):
     reg: Reg = Reg.as_coded
     missing: Missing = Missing.zero
     behaviors: Reads = Reads.merged
+    """I5."""
     ids: Ids = Ids.transductive
     pretrain: Pretrain = Pretrain.none
     pretrain_epochs: int = 100
@@ -593,34 +586,6 @@ def favors(history: History) -> History:
     return history.only(Behaviour.FAVOR)
 
 
-class Untyped(nn.Module):
-    """An event does not say which behaviour it is."""
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch length d"],
-        behaviours: Int[Tensor, "batch length"],  # noqa: ARG002
-    ) -> Float[Tensor, "batch length d"]:
-        """Nothing added."""
-        return x
-
-
-class Typed(Untyped):
-    """A learned vector a behaviour (L3); padding has zeros."""
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.vectors = nn.Embedding(len(Behaviour), d, padding_idx=int(Behaviour.PADDING))
-        nn.init.normal_(self.vectors.weight[1:].detach(), std=0.02)
-
-    def forward(
-        self, x: Float[Tensor, "batch length d"], behaviours: Int[Tensor, "batch length"]
-    ) -> Float[Tensor, "batch length d"]:
-        """The vector of each event's behaviour added."""
-        typed: Tensor = x + self.vectors(behaviours)
-        return typed
-
-
 def kept(keep: Bool[Tensor, "batch length"]) -> Bool[Tensor, "batch length"]:
     """Item drop as described: what is kept stays."""
     return keep
@@ -751,7 +716,7 @@ class MISSRec(Recommender):
         self.transformer = Transformer(config)
         initialise(self)
         self.reading = favors if config.behaviors is Reads.favor_only else everything
-        self.typing = Typed(d) if config.behaviors is Reads.typed else Untyped()
+        self.typing = typing(config.behaviors, d)
         masked = config.missing is Missing.masked
         self.modalities = (MaskedModalities if masked else Modalities)(catalogue, d)
         self.without_ids = NoIds()

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.interface import Batch, Behaviour, Catalogue, History, Losses, ModelConfig
-from models.layers import DotProduct, Dropout, fixed_padding_cross_entropy
+from models.layers import DotProduct, Dropout, Reads, fixed_padding_cross_entropy, typing
 
 
 class PadRow(Enum):
@@ -49,14 +49,6 @@ class Fusion(Enum):
 
     linear = "linear"
     mixer = "mixer"
-
-
-class Reads(Enum):
-    """M4: both behaviours merged, favors alone, or merged with a learned vector a behaviour."""
-
-    merged = "merged"
-    favor_only = "favor_only"
-    typed = "typed"
 
 
 class Align(Enum):
@@ -91,6 +83,7 @@ class MMMLPConfig(ModelConfig):
     modality_passes: ModalityPasses = ModalityPasses.one
     fusion: Fusion = Fusion.linear
     behaviors: Reads = Reads.merged
+    """M4."""
     align: Align = Align.left
     objective: Objective = Objective.cross_entropy
 
@@ -275,34 +268,6 @@ class FavorsAlone(Arrangement):
         return self.inner(history.only(Behaviour.FAVOR))
 
 
-class Untyped(nn.Module):
-    """An item's vector does not say how the user met it."""
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch slot d"],
-        behaviours: Int[Tensor, "batch slot"],  # noqa: ARG002
-    ) -> Float[Tensor, "batch slot d"]:
-        """Nothing added."""
-        return x
-
-
-class Typed(nn.Module):
-    """A learned vector a behaviour, added before the id branch; padding has none."""
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.vectors = nn.Embedding(len(Behaviour), d, padding_idx=0)
-        nn.init.normal_(self.vectors.weight[1:].detach(), std=0.02)
-
-    def forward(
-        self, x: Float[Tensor, "batch slot d"], behaviours: Int[Tensor, "batch slot"]
-    ) -> Float[Tensor, "batch slot d"]:
-        """The vector of each slot's behaviour added."""
-        typed: Tensor = x + self.vectors(behaviours)
-        return typed
-
-
 class FrozenVectors(nn.Module):
     """Input of a modality branch: a linear map without bias, so that zeros stay zeros.
 
@@ -379,7 +344,7 @@ class MMMLP(DotProduct):
         nn.init.normal_(self.items.weight, std=0.02)  # row 0 too
         if config.pad_row is PadRow.zero:
             nn.init.zeros_(self.items.weight[0].detach())
-        self.typing: Untyped | Typed = Typed(d) if config.behaviors is Reads.typed else Untyped()
+        self.typing = typing(config.behaviors, d)
         self.text_vectors = FrozenVectors(catalogue.text, d)
         self.image_vectors = FrozenVectors(catalogue.image, d)
 

@@ -37,7 +37,7 @@ from models.interface import (
     ModelConfig,
     Recommender,
 )
-from models.layers import Dropout
+from models.layers import Dropout, Reads, typing
 from models.softmax import catalogue_cross_entropy, scored_cross_entropy
 
 BLOCK = 4096
@@ -95,14 +95,6 @@ class Pivots(Enum):
     shared = "shared"
 
 
-class Reads(Enum):
-    """B7: both behaviours merged, favors alone, or merged with a learned vector a behaviour."""
-
-    merged = "merged"
-    favor_only = "favor_only"
-    typed = "typed"
-
-
 @dataclass
 class MMSBRConfig(ModelConfig):
     """Readings B1 to B7, default first, and sizes: the authors' where they have them."""
@@ -135,6 +127,7 @@ class MMSBRConfig(ModelConfig):
     """Bins of the training count."""
     pivots: Pivots = Pivots.item
     behaviors: Reads = Reads.merged
+    """B7."""
     softmax_items: int = 2048
     """Items drawn a step for the softmax, beside those that the batch names anyway: when these are all,
     the softmax is over the whole catalogue."""
@@ -449,28 +442,6 @@ class Interest(nn.Module):
         return torch.where(events > 0, interest, self.nothing)
 
 
-class Untyped(nn.Module):
-    """An event does not say of which behaviour it is."""
-
-    def forward(self, h: Tensor, behaviours: Tensor) -> Tensor:  # noqa: ARG002
-        """Nothing added."""
-        return h
-
-
-class Typed(nn.Module):
-    """B7: a learned vector a behaviour is added to h_t; padding has none."""
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.vectors = nn.Parameter(torch.empty(len(Behaviour) - 1, d))
-
-    def forward(
-        self, h: Float[Tensor, "batch length d"], behaviours: Int[Tensor, "batch length"]
-    ) -> Float[Tensor, "batch length d"]:
-        """The vector of each event's behaviour added."""
-        return h + functional.embedding(behaviours, functional.pad(self.vectors, (0, 0, 1, 0)))
-
-
 def wasserstein(
     mean: Float[Tensor, "*left d"],
     cov: Float[Tensor, "*left d"],
@@ -752,7 +723,7 @@ class MMSBR(Recommender):
             if getattr(config, name) < 1:
                 raise ValueError(f"{name} is {getattr(config, name)}; at least 1 is needed")
         self.items = ItemEncoder(config, catalogue)
-        self.typing: Untyped | Typed = Typed(d) if config.behaviors is Reads.typed else Untyped()
+        self.typing = typing(config.behaviors, d)
         self.interest = Interest(d)
         self.scorer: ContentScore | NumericScore = (
             ContentScore()
@@ -774,6 +745,8 @@ class MMSBR(Recommender):
         limit = self.config.hidden**-0.5
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -limit, limit)
+        if isinstance(self.typing, Typed):
+            nn.init.zeros_(self.typing.vectors.weight[0].detach())  # padding has none
         if self.config.start is Start.repaired:
             nn.init.zeros_(self.interest.gate.weight)
             nn.init.constant_(self.interest.gate.bias, limit)

@@ -526,8 +526,9 @@ class SGDL(DotProduct):
       - Weight network and scheduler take their gradients from one backward pass. Theirs goes back twice
         with a step between, which today's PyTorch refuses; the gradients are the same.
       - A user whose losses are all equal gets 0 for each (theirs divides by zero).
-      - Phase I ends after `max_phase1_epochs` at the latest; see `next_stage` for when nothing is
-        memorised. Validation is the harness's: NDCG@10 after each epoch of phase II.
+      - Phase I ends after `max_phase1_epochs` or `train.epochs` at the latest, and the log says so; see
+        `next_stage` for when nothing is memorised. Validation is the harness's: NDCG@10 after each epoch
+        of phase II.
       - Sorted keys instead of a dense matrix of users and items; only the 2n candidates are scored.
     `ratios` keeps memory and clean ratio of each epoch of phase I; the log tells them too.
 
@@ -731,24 +732,27 @@ class SGDL(DotProduct):
         memory = float(self.memory.memorised.double().mean())
         epoch, cap = int(self.memory.epochs), self.config.max_phase1_epochs
         self.ratios[min(epoch, cap) - 1] = self.ratios.new_tensor([memory, clean])
-        said = f"SGDL, epoch {epoch} of phase I: memory ratio {memory:.3f}, clean ratio {clean:.3f}"
-        LOG.info(said)
-        if memory < clean and epoch >= cap:
-            LOG.warning("%s; no memorisation point up to max_phase1_epochs", said)
+        LOG.info("SGDL, epoch %d of phase I: memory ratio %.3f, clean ratio %.3f",
+                 epoch, memory, clean)  # fmt: skip
         return memory >= clean or epoch >= cap
 
     def next_stage(self) -> bool:
-        """Phase II follows phase I.
+        """Phase II follows phase I; a warning says when no memorisation point was reached.
 
         While nothing at all is memorised, phase I goes on (`train.epochs` was shorter than it), up to
         `max_phase1_epochs`; then the tables train on as in phase I, and validation chooses the epoch.
         """
         if self.phase != Phase.MEMORISATION:
             return False
+        epochs, cap = int(self.memory.epochs), self.config.max_phase1_epochs
         if self.memorised.any():
             self.phase.fill_(int(Phase.SELF_GUIDED))
-        elif int(self.memory.epochs) >= self.config.max_phase1_epochs:
+        elif epochs >= cap:
             self.phase.fill_(int(Phase.FALLBACK))
+        memory, clean = self.ratios[min(epochs, cap) - 1].tolist()
+        if memory < clean:
+            LOG.warning("SGDL: no memorisation point in %d epochs of phase I (max_phase1_epochs %d): "
+                        "memory ratio %.3f, clean ratio %.3f", epochs, cap, memory, clean)  # fmt: skip
         return True
 
     def clean_ratio(self, generator: torch.Generator) -> float:

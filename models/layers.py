@@ -166,3 +166,41 @@ READINGS: dict[Behaviors, type[Reading]] = {
     Behaviors.merged: ReadMerged,
     Behaviors.favor_only: ReadFavors,
 }
+
+
+class Reads(Enum):
+    """What a method reads that may know behaviours: as Behaviors, or merged and told apart."""
+
+    merged = "merged"
+    favor_only = "favor_only"
+    typed = "typed"
+    """Merged, with a learned vector a behaviour."""
+
+
+class Untyped(nn.Module):
+    """An event does not say of which behaviour it is."""
+
+    def forward(self, x: Tensor, behaviours: Tensor) -> Tensor:  # noqa: ARG002
+        """Nothing added."""
+        return x
+
+
+class Typed(nn.Module):
+    """A learned vector a behaviour, normal(0, 0.02); padding has zeros."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.vectors = nn.Embedding(len(Behaviour), d, padding_idx=int(Behaviour.PADDING))
+        nn.init.normal_(self.vectors.weight[1:].detach(), std=0.02)
+
+    def forward(
+        self, x: Float[Tensor, "*lead length d"], behaviours: Int[Tensor, "*tags length"]
+    ) -> Float[Tensor, "*lead length d"]:
+        """The vector of each event's behaviour added; axes before the slots may be broadcast."""
+        typed: Tensor = x + self.vectors(behaviours)
+        return typed
+
+
+def typing(reads: Reads, d: int) -> Untyped | Typed:
+    """The part of `typed`."""
+    return Typed(d) if reads is Reads.typed else Untyped()
