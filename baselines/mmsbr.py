@@ -37,7 +37,7 @@ from models.interface import (
     ModelConfig,
     Recommender,
 )
-from models.layers import Dropout, Reads, typing
+from models.layers import Dropout, Reads, Typed, typing
 from models.softmax import catalogue_cross_entropy, scored_cross_entropy
 
 BLOCK = 4096

@@ -272,6 +272,7 @@ def test_typed_reads_the_behaviours_and_merged_does_not() -> None:
     assert torch.equal(build().encode(history)[0], build().encode(clicked)[0])
     typed = build(behaviors=Reads.typed)
     assert (typed.encode(history)[0] - typed.encode(clicked)[0]).abs().max() > 1e-6
+    assert not typed.typing.vectors.weight[0].any()  # padding has none
 
 
 def test_favor_only_reads_favors() -> None:
