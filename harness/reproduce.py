@@ -43,6 +43,7 @@ examples:
   python -m harness.reproduce table2 --methods m3bsr,sasrec --seeds 5 --plan
   python -m harness.reproduce table2 --data deskdrop --budget quick protocol.same_item_history=keep
   python -m harness.reproduce table2 model.diffusion.steps=15
+  python -m harness.reproduce tuning --data deskdrop --budget quick --trials 4
 
 exit codes: 0 done, 1 some runs failed (the table names them), 2 something typed or supplied cannot be
 used, 130 interrupted (the same command goes on)."""
