@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from enum import Enum
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,6 +48,8 @@ from baselines.ebm import (
 )
 from models.interface import Batch, Behaviour, History, Samples
 from tests import planted, worlds
+from tests.parity.adapters import ebm as adapter
+from tests.parity.pairs import load
 
 D, L = 16, worlds.LENGTH
 OPTIONS: dict[str, type[Enum]] = {
@@ -573,6 +576,20 @@ def test_the_released_form_has_its_own_parts_and_no_gradient_in_its_hard_part() 
     assert model.compactness_of(model.sequences(worlds.case_history(), 2, None)).shape[1] == L
 
 
+def test_the_adapter_reads_a_released_item_0_as_an_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARITY_DIR", str(Path(adapter.__file__).parents[1] / "fixtures"))
+    pair = load("ebm")
+    items, behaviours = (pair.arrays[f"release/in/{name}"] for name in ("items", "behaviors"))
+    table = pair.arrays["release/w/embedding.item_emb.embedding_table"].copy()
+    other = items[behaviours > 0][0]
+    assert not (items == 0).any()
+    table[[0, other]] = table[[other, 0]]  # another name for the same item
+    pair.arrays["release/w/embedding.item_emb.embedding_table"] = table
+    pair.arrays["release/in/items"] = np.where(items == other, 0, items)
+    adapter.check_release(pair)
+    assert "release/out/logits" in pair.compared
+
+
 # Options, cost, beginnings ----------------------------------------------------------------------
 
 
@@ -622,7 +639,7 @@ def test_every_option_changes_the_model_and_trains(name: str, value: Enum) -> No
 
 
 @pytest.mark.parametrize(("d", "blocks", "layers"), [(16, 4, 2), (64, 4, 2), (12, 3, 1)])
-def test_parameter_count_is_the_cards(d: int, blocks: int, layers: int) -> None:
+def test_parameter_count_follows_the_formula(d: int, blocks: int, layers: int) -> None:
     model = EBM(EBMConfig(hidden=d, blocks=blocks, layers=layers), worlds.catalogue())
     n_b, c = 2, d // blocks
     tables = (worlds.ITEMS + n_b + L + 2) * d  # two rows of padding more than V + n_b + L

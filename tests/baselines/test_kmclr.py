@@ -32,6 +32,7 @@ from baselines.kmclr import (
     behaviour_contrast,
     k_means,
     keep_probabilities,
+    squared_distance,
     view_contrast,
 )
 from harness.config import ProtocolConfig, TrainConfig
@@ -676,6 +677,19 @@ def test_k_means_finds_planted_clusters() -> None:
     distance = torch.cdist(centres, found).amin(1)
     assert (distance < 1).all()
     assert len(k_means(points[:2], 3, draws())) == 2
+
+
+def test_clustering_holds_no_second_table_of_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = torch.randn(40, 6, generator=draws())
+    whole = k_means(points, 5, draws(1))
+    monkeypatch.setattr("baselines.kmclr.POINT_NUMBERS", 18)
+    sizes, square = [], Tensor.square
+    monkeypatch.setattr(Tensor, "square", lambda x: (sizes.append(len(x)), square(x))[1])
+    squared_distance(points, points[3])
+    assert max(sizes) == 3  # rows at once
+    monkeypatch.undo()
+    monkeypatch.setattr("baselines.kmclr.POINT_NUMBERS", 18)
+    assert torch.equal(k_means(points, 5, draws(1)), whole)
 
 
 def test_without_vectors_there_is_no_triple_and_it_still_trains() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from torch import Tensor
 from baselines.nmtr import NMTR, CascadeForm, NMTRConfig, Optimiser, Variant, log_loss
 from models.interface import Batch, Behaviour, Samples
 from tests import planted, worlds
+from tests.parity.adapters import nmtr as adapter
+from tests.parity.pairs import load
 
 CLICK, FAVOR = int(Behaviour.CLICK), int(Behaviour.FAVOR)
 
@@ -125,7 +128,7 @@ def test_towers_halve_and_gmf_is_one_square_layer_without_a_bias() -> None:
 
 
 @pytest.mark.parametrize(("d", "layers"), [(16, 2), (64, 2), (8, 1)])
-def test_parameter_count_is_the_cards(d: int, layers: int) -> None:
+def test_parameter_count_follows_the_formula(d: int, layers: int) -> None:
     model = NMTR(NMTRConfig(hidden=d, layers=layers), worlds.catalogue())
     widths = [3 * d // 2**k for k in range(layers + 1)]
     tower = sum(a * b + b for a, b in pairwise(widths)) + widths[-1]
@@ -137,7 +140,7 @@ def test_parameter_count_is_the_cards(d: int, layers: int) -> None:
         assert tower == by_hand
 
 
-def test_gmf_parameter_count_is_the_cards() -> None:
+def test_gmf_parameter_count_follows_the_formula() -> None:
     model = NMTR(NMTRConfig(hidden=12, variant=Variant.gmf), worlds.catalogue())
     assert sum(p.numel() for p in model.interactions.parameters()) == 2 * (12**2 + 12)
 
@@ -265,10 +268,21 @@ def test_the_padding_row_and_its_bias_are_never_trained() -> None:
     assert model.b.grad[0] == 0
 
 
+def test_the_adapter_compares_a_task_of_weight_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARITY_DIR", str(Path(adapter.__file__).parents[1] / "fixtures"))
+    pair = load("nmtr")
+    pair.sidecar["config"]["runs"]["mlp2"]["weights"] = {"mid_or_first": 0.0, "last": 1.0}
+    pair.arrays["mlp2/out/loss_total"] = pair.arrays["mlp2/out/loss_last"]
+    adapter.check(pair)
+    pair.arrays["mlp2/out/loss_first"] = pair.arrays["mlp2/out/loss_first"] + 0.01
+    with pytest.raises(AssertionError, match="mlp2/out/loss_first"):
+        adapter.check(pair)
+
+
 # Options ----------------------------------------------------------------------------------------
 
 
-def test_defaults_are_the_cards() -> None:
+def test_defaults_are_the_authors_but_for_adam() -> None:
     config = NMTRConfig()
     assert (config.hidden, config.learning_rate, config.negatives, config.layers) == (
         64,

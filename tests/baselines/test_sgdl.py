@@ -345,7 +345,21 @@ def test_phase_one_has_a_cap(
     monkeypatch.setattr(model, "clean_ratio", lambda _: 1.01)
     ends = [model.stage_ended(epoch, torch_stream(epoch, "end")) for epoch in (1, 2, 3)]
     assert ends == [False, False, True]
-    assert "no memorisation point" in caplog.text
+    assert model.next_stage()
+    assert "no memorisation point in 3 epochs" in caplog.text
+
+
+def test_a_phase_one_that_the_harness_ends_before_its_point_is_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for clean in (0.0, 1.01):
+        model = build()
+        monkeypatch.setattr(model, "clean_ratio", lambda _, clean=clean: clean)
+        for epoch in range(1, 8):
+            model.stage_ended(epoch, torch_stream(epoch, "end"))
+        assert model.next_stage()  # as train.epochs=7 does
+        assert model.phase == Phase.SELF_GUIDED
+        assert ("no memorisation point in 7 epochs" in caplog.text) is (clean > 1)
 
 
 def test_without_a_memory_phase_one_goes_on_and_at_its_cap_training_stays_plain() -> None:

@@ -155,7 +155,10 @@ def check_paper(pair: Pair) -> None:
 
 
 def released_model(pair: Pair) -> EBM:
-    """The released network with its weights, in float64; its items and behaviours count from 0."""
+    """The released network with its weights, in float64.
+
+    Its items and behaviours count from 0: an item 0 of its own is no padding, so items move up by one.
+    """
     sizes = pair.sidecar["config"]
 
     class Sized(EBM):
@@ -166,8 +169,10 @@ def released_model(pair: Pair) -> EBM:
         variant=Variant.released, hidden=sizes["d"], blocks=sizes["blocks"],
         layers=release["layers"], coding_eps=release["epsilon"],
     )  # fmt: skip
-    model = Sized(config, catalogue(sizes["num_items"] - 1, sizes["length"])).double()
+    model = Sized(config, catalogue(sizes["num_items"], sizes["length"])).double()
     w = pair.below("release/w/")
+    for name in ("embedding.item_emb.embedding_table", "output_layer.weight", "output_layer.bias"):
+        w[name] = torch.cat([torch.zeros_like(w[name][:1]), w[name]])
     state = {"stage": torch.tensor(0)}
     for ours, theirs in (("item", "item"), ("behaviour", "beh"), ("position", "pos")):
         state[f"embedding.{ours}"] = w.pop(f"embedding.{theirs}_emb.embedding_table")
@@ -189,7 +194,7 @@ def released_model(pair: Pair) -> EBM:
 
 def check_release(pair: Pair) -> None:
     model = released_model(pair)
-    read = history(pair.tensor("release/in/items"), pair.tensor("release/in/behaviors"))
+    read = history(pair.tensor("release/in/items") + 1, pair.tensor("release/in/behaviors"))
     assert (pair.tensor("release/in/positions") == torch.arange(model.L)).all()
 
     pair.compare("release/out/embedding", model.embedding(read))
@@ -197,7 +202,7 @@ def check_release(pair: Pair) -> None:
     (S, S_hp, S_sp), (S_hn, S_sn) = found.signals, found.noises
     for name, ours in {"S": S, "S_hp": S_hp, "S_hn": S_hn, "S_sp": S_sp, "S_sn": S_sn}.items():
         pair.compare(f"release/out/{name}", ours)
-    pair.compare("release/out/logits", model.score_all(model.encode(read)))
+    pair.compare("release/out/logits", model.score_all(model.encode(read))[:, 1:])
     losses = model.regularisers(found, torch.ones(len(S), dtype=torch.int64), model.now)
     config = model.config
     pair.compare("release/out/reg", losses["compactness"] / config.compactness_weight)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from baselines.nmtr import NMTR, NMTRConfig, Variant
+from baselines.nmtr import NMTR, NMTRConfig, Variant, log_loss
 from models.interface import Catalogue
 from tests.parity.pairs import Pair
 
@@ -75,8 +75,9 @@ def check(pair: Pair) -> None:
         losses = model.objective(user, item, deepest)
         for r, part in enumerate(parts):
             pair.compare(f"{name}/out/score_{part}", logits[r].sigmoid().squeeze(1))
-            loss = losses[f"behaviour_{r + 1}"] / model.shares[r]
+            loss = log_loss(logits[r], deepest > r)
             pair.compare(f"{name}/out/loss_{part}", loss)
+            torch.testing.assert_close(losses[f"behaviour_{r + 1}"], model.shares[r] * loss)
         pair.compare(f"{name}/out/loss_total", torch.stack(list(losses.values())).sum())
 
         pair.compare(f"{name}/out/score_last", model.score(model.P[user], item).sigmoid()[:, 0])
