@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from harness.errors import InputError, unknown
+from harness.errors import unknown
 
 if TYPE_CHECKING:
     from models.interface import ModelConfig, Recommender
@@ -216,17 +216,13 @@ def find(name: str) -> Method:
     """The method or reference row of this key or label, whatever its case.
 
     Raises:
-        InputError: no such method, or one of the paper's that is not built.
+        InputError: no such method.
     """
     wanted = name.strip().lower()
     for method in METHODS + REFERENCES:
         if wanted in (method.key, method.label.lower()):
             return method
     keys = [method.key for method in METHODS + REFERENCES]
-    for row in PAPER_ROWS:
-        if wanted in (row.label.lower(), row.label.lower().replace("-", "")):
-            message = f"method '{row.label}' of the paper is not built; choose from: "
-            raise InputError(message + ", ".join(sorted(keys)))
     raise unknown("method", name, keys)
 
 

@@ -311,7 +311,7 @@ def test_no_field_of_a_history_tells_times_so_there_is_no_gap_option() -> None:
     assert not any("gap" in name for name in DIPNConfig.__dataclass_fields__)
 
 
-def test_parameters_are_the_cards() -> None:
+def test_parameters() -> None:
     sizes = {"hidden": 64, "recurrent_width": 48, "attention_width": 32}
     catalogue: Catalogue = replace(worlds.catalogue(), fields={})
     V, d, H, A = worlds.ITEMS, 64, 48, 32
@@ -352,7 +352,7 @@ def test_dropout_is_on_the_input_and_after_a_towers_relu() -> None:
     )
 
 
-def test_the_defaults_are_the_cards() -> None:
+def test_defaults() -> None:
     config = DIPNConfig()
     assert (config.learning_rate, config.weight_decay, config.intent_weight) == (1e-3, 0, 0.5)
     for value in vars(config).values():

@@ -96,7 +96,7 @@ def test_reset_before_is_the_articles_and_z_takes_the_new_state() -> None:
 
 @pytest.mark.parametrize("embedding", Embedding)
 @pytest.mark.parametrize("reset", Reset)
-def test_parameters_are_the_cards(embedding: Embedding, reset: Reset) -> None:
+def test_parameters(embedding: Embedding, reset: Reset) -> None:
     items, d = worlds.ITEMS + 1, 8  # row 0 included
     model = build(embedding=embedding, reset=reset)
     own = {Embedding.shared: 3 * d * d, Embedding.separate: items * d + 3 * d * d,

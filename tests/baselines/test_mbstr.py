@@ -375,7 +375,7 @@ def test_exactly_one_masked_event_is_a_batch_like_any_other() -> None:
 
 
 @pytest.mark.parametrize(("d", "h", "blocks"), [(16, 2, 2), (32, 4, 3)])
-def test_parameter_count_is_the_cards(d: int, h: int, blocks: int) -> None:
+def test_parameter_count(d: int, h: int, blocks: int) -> None:
     net = model(hidden=d, heads=h, blocks=blocks)
     V, n_b = ITEMS, 2
     pairs = n_b**2 + 1
@@ -424,7 +424,7 @@ def test_the_padding_row_is_zero_and_never_trained() -> None:
     assert net.items.weight[0].abs().max() == 0
 
 
-def test_starting_values_are_the_cards() -> None:
+def test_starting_values() -> None:
     net = model(hidden=64)
     attention, network = net.blocks[0].attention, net.blocks[0].feed_forward
     assert abs(net.items.weight[1:].std() - 0.02) < 0.002
@@ -436,7 +436,7 @@ def test_starting_values_are_the_cards() -> None:
     assert abs(net.head.gates.std() - 1) < 0.15
 
 
-def test_the_defaults_are_the_cards_and_decay_is_adams_l2() -> None:
+def test_defaults_and_decay_is_adams_l2() -> None:
     config = MBSTRConfig()
     assert (config.hidden, config.heads, config.blocks, config.expansion) == (16, 2, 2, 4)
     assert (config.dropout, config.mask_probability) == (0.2, 0.2)

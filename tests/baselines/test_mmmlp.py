@@ -299,7 +299,7 @@ def test_m4_behaviours_are_merged_or_favors_alone_or_typed() -> None:
     assert added[0, 3:].abs().max() == 0  # padding has no behaviour
 
 
-def test_parameter_count_is_the_cards() -> None:
+def test_parameter_count() -> None:
     net = MMMLP(MMMLPConfig(hidden=128), catalogue(slots=50))
     N, L, H = ITEMS + 1, 50, 128
     official = N * H + 3 * (8 * L**2 + 5 * L + 8 * H**2 + 11 * H) + 3 * H**2 + 7 * H
@@ -345,7 +345,7 @@ def test_one_batch_can_be_learned() -> None:
     assert scores[:, 1:].argmax(1).add(1).tolist() == [1, 2, 3, 4, 5]
 
 
-def test_the_defaults_are_the_cards() -> None:
+def test_defaults() -> None:
     config = MMMLPConfig()
     assert (config.hidden, config.learning_rate, config.weight_decay) == (128, 1e-4, 0)
     assert (config.id_passes, config.dropout, config.expansion) == (2, 0.5, 4)

@@ -61,7 +61,7 @@ def same_width() -> Catalogue:
 
 
 @pytest.mark.parametrize("joint", [True, False])
-def test_parameters_are_the_cards(joint: bool) -> None:
+def test_parameters(joint: bool) -> None:
     catalogue = same_width() if joint else worlds.catalogue()
     config = MMSBRConfig(hidden=64)
     n, d, layers = catalogue.items, 64, 2 * config.rounds
@@ -537,7 +537,7 @@ def test_dropout_is_on_again_after_an_evaluation() -> None:
     assert not torch.equal(model.items(torch.arange(9)), model.items(torch.arange(9)))
 
 
-def test_the_defaults_are_the_cards() -> None:
+def test_defaults() -> None:
     config = MMSBRConfig()
     assert (config.hidden, config.learning_rate, config.weight_decay) == (64, 1e-3, 0)
     assert (config.heads, config.rounds, config.pivot_count, config.token_count) == (4, 3, 4, 4)

@@ -289,7 +289,7 @@ def test_places_count_as_often_as_the_events_they_stand_for() -> None:
     assert of(one, two) == pytest.approx((a + b) / 2)
 
 
-def test_binary_loss_is_the_cards() -> None:
+def test_binary_loss() -> None:
     model = build()
     model.place_loss.negatives = Given()
     batch = window()

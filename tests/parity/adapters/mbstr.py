@@ -106,7 +106,7 @@ def check(pair: Pair) -> None:
     pair.compare("mid/rpb_block0", relative.permute(3, 1, 2, 0).unsqueeze(0))
 
     # States of padding are never read and not computed here; theirs are compared with a slow
-    # reading of the card in tests/baselines/test_mbstr.py.
+    # reading of it in tests/baselines/test_mbstr.py.
     real = behaviours > 0
     x = model.embed(ids, layout)
     pair.compare("mid/hidden0", in_place(x, layout))
