@@ -91,6 +91,15 @@ class TrainConfig:
     """Users encoded at once in validation and test; changes speed, not scores."""
 
 
+class Task(Enum):
+    """What is done with a method."""
+
+    score = "score"
+    """Train it until early stopping, and rank (every table but Table 4)."""
+    time = "time"
+    """Measure the seconds of its epochs and predictions, alone on the machine (Table 4)."""
+
+
 @dataclass
 class Cell:
     """One run: a method, on a data set, with a seed."""
@@ -98,6 +107,7 @@ class Cell:
     method: str = ""
     data: str = ""
     seed: int = 0
+    task: Task = Task.score
     users: int = 0
     """At most this many users of the data, the first ones; 0 is all (budget smoke: 200)."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy import ndarray
 
 from harness.config import Cell, cell_key, plain
-from harness.data.batches import TrainingSamples
-from harness.data.dataset import Dataset
+from harness.data.batches import EvaluationHistories, TrainingSamples
+from harness.data.dataset import Dataset, Split
 from harness.errors import InputError
 from harness.evaluation.ranks import Validation, final_ranks
 from harness.fingerprint import fingerprints
@@ -28,6 +29,7 @@ from harness.seeding import stream
 from harness.store import Record, Store
 from harness.training.loop import Checkpoint, Progress, fit
 from harness.zoo import find
+from models.interface import Recommender
 
 LIBRARIES = ("torch", "numpy", "scipy")
 
@@ -93,6 +95,7 @@ def run(
 
     ranks = final_ranks(model, split, cell.protocol, cell.train.evaluation_batch)
     clock.lap("evaluate")
+    arrays = kept_arrays(model, split, cell)
     record = Record(
         key=key,
         config=plain(cell),
@@ -111,9 +114,23 @@ def run(
         finished=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         ranks=ranks,
     )
-    Store(places.results).save(record)
+    Store(places.results).save(record, arrays)
     checkpoint.remove()
     return record
+
+
+def kept_arrays(model: Recommender, split: Split, cell: Cell) -> dict[str, ndarray]:
+    """What figures read of a trained model (`Recommender.item_views`); the first run's stand for all."""
+    if cell.seed != 1:
+        return {}
+    histories = EvaluationHistories(split, split.test, cell.protocol)
+    model.eval()
+    with torch.no_grad():
+        views = model.item_views(
+            history.to(model.device)
+            for _, history in histories.batches(cell.train.evaluation_batch)
+        )
+    return {name: view.cpu().numpy() for name, view in views.items()}
 
 
 @cache

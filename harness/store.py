@@ -1,6 +1,7 @@
 """Records: one JSON and one NPZ a cell, written whole or not at all; corrupt ones are set aside.
 
-`results/cells/KEY/record.json` and `ranks.npz`; KEY is the SHA-256 of the resolved config.
+`results/cells/KEY/record.json` and `ranks.npz`; KEY is the SHA-256 of the resolved config. `arrays.npz`,
+where a method gives any, has what a figure reads of the trained model.
 Axes: user = users with a test target, in ascending user id.
 """
 
@@ -13,7 +14,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -79,6 +80,8 @@ class Record:
     resumed: int = 0
     """How often the run went on from a checkpoint."""
     finished: str = ""
+    measured: dict[str, list[float]] | None = None
+    """Of a timing cell, which has no ranks: repeats by what was measured (harness.training.timing)."""
     ranks: Ranks | None = field(default=None, compare=False)
 
     @property
@@ -112,22 +115,26 @@ class Store:
             )
             raise InputError(message) from error
 
-    def save(self, record: Record) -> None:
+    def save(self, record: Record, arrays: Mapping[str, ndarray] | None = None) -> None:
         """Store a record with its ranks; an older record of the same key is replaced.
+
+        Args:
+            record: With ranks, or with what was measured.
+            arrays: What a figure reads of the trained model; kept beside the record.
 
         Raises OSError (a full disk, say) with nothing half-written left behind.
         """
-        if record.ranks is None:
-            raise ValueError("a record is stored with its ranks")
+        if (record.ranks is None) == (record.measured is None):
+            raise ValueError("a record is stored with its ranks, or with what was measured")
         self.cells.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=self.cells))
         try:
             content = asdict(record)
             ranks = content.pop("ranks")
-            with (scratch / "ranks.npz").open("wb") as file:
-                np.savez_compressed(file, **ranks)
-                file.flush()
-                os.fsync(file.fileno())
+            if ranks is not None:
+                _write_arrays(scratch / "ranks.npz", ranks)
+            if arrays:
+                _write_arrays(scratch / "arrays.npz", arrays)
             write_json(scratch / "record.json", content | {"sha256": digest(content)})
             scratch.chmod(0o755)
             self._replace(scratch, self.cells / record.key)
@@ -164,6 +171,18 @@ class Store:
             return None
         return record if _identity(folder) == there else self.load(key)
 
+    def arrays(self, key: str) -> dict[str, ndarray]:
+        """What was kept of a trained model for figures; empty where nothing was, or it is damaged."""
+        path = self.cells / key / "arrays.npz"
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+                return {name: found[name] for name in found.files}
+        except FileNotFoundError:
+            return {}
+        except Exception as error:  # noqa: BLE001 -- whatever a damaged file makes its readers say
+            set_aside(path, f"arrays of {key[:12]} cannot be read ({error})")
+            return {}
+
     def records(self) -> Iterator[Record]:
         """Every readable record, in the order of keys."""
         if not self.cells.is_dir():
@@ -194,6 +213,13 @@ def disk_full_is_said(root: Path) -> Iterator[None]:
         ) from error
 
 
+def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _identity(folder: Path) -> tuple[int, int] | None:
     """What tells a folder from another one that took its name; None where there is none."""
     try:
@@ -209,6 +235,8 @@ def _read(folder: Path) -> Record:
     if content.pop("sha256") != digest(content):
         raise ValueError("checksum of record.json")
     content["fingerprints"] = Fingerprints(**content["fingerprints"])
+    if content["measured"] is not None:
+        return Record(**content)
     with (
         (folder / "ranks.npz").open("rb") as file,
         np.load(file, allow_pickle=False) as arrays,

@@ -10,7 +10,7 @@ Item ids are 1..items and 0 is padding; user ids are 0..users-1 and have no padd
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 from typing import Any, ClassVar, TypeVar
@@ -283,6 +283,13 @@ class Recommender(nn.Module, ABC):
     ) -> torch.optim.lr_scheduler.LRScheduler | None:
         """Learning-rate schedule, stepped after each batch; `steps` are the batches of one epoch."""
         return None
+
+    def item_views(self, histories: Iterable[History]) -> dict[str, Tensor]:  # noqa: ARG002
+        """What figures read of a trained model, by name; called in evaluation mode. Default: nothing.
+
+        `histories` are those of the test users, in batches. Stored beside the record, so small.
+        """
+        return {}
 
     def once(self, name: str, compute: Callable[[], T]) -> T:
         """`compute()`, remembered under `name` while nothing can change it.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from harness.compose import SEEDS, TUNED, Budget, check_overrides, compose_cell
 from harness.config import Cell
@@ -18,7 +19,8 @@ from harness.data.files import DEMO, check_name
 from harness.errors import InputError
 from harness.execution.live import Board
 from harness.execution.plan import Plan
-from harness.report.document import Document
+from harness.report.document import Document, Notes, to_json
+from harness.report.figures import write_figure
 from harness.report.files import write_table
 from harness.report.gather import TableData
 from harness.report.latex import latex
@@ -158,22 +160,52 @@ def table_data(request: Request, planned: Plan) -> list[TableData]:
 
 
 def publish_page(
-    request: Request, page: Document, csv: str, label: str, content: dict[str, Any]
+    request: Request,
+    planned: Plan,
+    page: Document,
+    csv: str,
+    label: str,
+    content: dict[str, Any],
+    figures: Mapping[str, Figure] | None = None,
 ) -> str:
-    """Write a page's four files below results/tables; returns what a terminal shows.
+    """Write a page's files below results/tables; returns what a terminal shows.
 
     Args:
         request: Names the folder.
+        planned: What is missing of it is named on the page, with the command that fills it.
         page: What is printed.
         csv: Content of table.csv.
         label: Of the first LaTeX float, such as tab:main.
         content: Of table.json.
+        figures: Of the page's pictures, by their names.
     """
     folder = request.places.results / "tables" / request.target / request.folder_name
-    write_table(folder, markdown(page), csv, latex(page, label), content)
+    for name, figure in (figures or {}).items():
+        write_figure(folder, name, figure)
+    page = replace(page, parts=(*page.parts, *_gaps(request, planned)))
+    write_table(folder, markdown(page), csv, latex(page, label), content, {
+        "target": request.target, "data": request.names, "budget": request.budget.name,
+        "command": request.command, "document": to_json(page),
+    })  # fmt: skip
     width = shutil.get_terminal_size((140, 24)).columns
     shown = terminal(page, colour=sys.stdout.isatty(), width=width)
-    return f"{shown}\nwritten to {folder}/table.md, .csv, .tex, .json"
+    drawn = "".join(f", {name}.svg, .png" for name in figures or {})
+    return f"{shown}\nwritten to {folder}/table.md, .csv, .tex, .json{drawn}"
+
+
+def _gaps(request: Request, planned: Plan) -> tuple[Notes, ...]:
+    """Runs that are not there, by method and data set."""
+    missing: dict[str, list[str]] = {}
+    for cell in planned.missing:
+        missing.setdefault(f"{find(cell.method).label} on {cell.data}", []).append(str(cell.seed))
+    if not missing:
+        return ()
+    most = 12
+    named = [f"{name} (seed {', '.join(dict.fromkeys(seeds))})" for name, seeds in missing.items()]
+    rest = f" and {len(named) - most} more" if len(named) > most else ""
+    count = len(planned.missing)
+    said = f"{count} run{'s' * (count > 1)}: {'; '.join(named[:most])}{rest}."
+    return (Notes("What is missing", (said, f"To fill the gaps: {request.command}")),)
 
 
 def failures(request: Request) -> dict[str, str]:

@@ -121,5 +121,5 @@ def publish(request: Request, planned: Plan, failed: dict[str, str]) -> str:
     )
     page = ablation_page(ablation)
     return publish_page(
-        request, page, csv_text(ablation.table), "tab:ablations", ablation_json(ablation)
+        request, planned, page, csv_text(ablation.table), "tab:ablations", ablation_json(ablation)
     )

@@ -214,4 +214,4 @@ def publish(request: Request, planned: Plan, failed: dict[str, str]) -> str:  # 
     """Write table.md, .csv, .tex and .json below results/tables; returns what a terminal shows."""
     found = rows(open_dataset(request.places.data, name) for name in request.names)
     page = render(found)
-    return publish_page(request, page, frame(found), "tab:data", content(found))
+    return publish_page(request, planned, page, frame(found), "tab:data", content(found))

@@ -41,4 +41,6 @@ def publish(request: Request, planned: Plan, failed: dict[str, str]) -> str:
         budget_name=request.budget.name,
         overrides=request.overrides,
     )
-    return publish_page(request, document(table), csv_text(table), "tab:main", json_content(table))
+    return publish_page(
+        request, planned, document(table), csv_text(table), "tab:main", json_content(table)
+    )

@@ -123,7 +123,7 @@ def publish(request: Request, planned: Plan, failed: dict[str, str]) -> str:
     space, budget = _space_in_words(request), request.budget.name
     shown = page(trials, data, request.methods, space, budget, floor)
     content = json_content(trials, data, request.methods, floor)
-    return publish_page(request, shown, _csv(trials), "tab:tuning", content)
+    return publish_page(request, planned, shown, _csv(trials), "tab:tuning", content)
 
 
 @dataclass(frozen=True)

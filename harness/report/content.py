@@ -66,6 +66,8 @@ class TableCell:
     power: Power = Power.ONE
     comparison: Comparison | None = None
     beside: Beside | None = None
+    runs: tuple[str, ...] = ()
+    """Keys of the records in the mean."""
 
     @property
     def mark(self) -> str | None:

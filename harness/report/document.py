@@ -6,7 +6,9 @@ means.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,8 @@ class Span:
     underline: bool = False
     struck: bool = False
     """Struck through: an impossible published number."""
+    runs: tuple[str, ...] = ()
+    """Keys of the records that the number rests on; the report shows them."""
 
 
 Entry = tuple[Span, ...]
@@ -78,12 +82,62 @@ class Notes:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A figure that stands in files of its own beside the page (`NAME.svg`, `NAME.png`)."""
+
+    title: str
+    name: str
+    """Of the files, without their ending."""
+    caption: str
+    """What is seen, for readers and for screen readers."""
+
+
+Part = Grid | Notes | Picture
+
+
+@dataclass(frozen=True)
 class Document:
     """Everything that is printed of one artefact, from top to bottom."""
 
     opening: str
     """The first line: which data, and whether the numbers can be the paper's."""
     title: str
-    parts: tuple[Grid | Notes, ...]
+    parts: tuple[Part, ...]
     appendix: tuple[Grid, ...] = ()
     """Grids too long for a terminal; files have them."""
+
+
+def to_json(document: Document) -> dict[str, Any]:
+    """A document as JSON's types; each part says what it is in `kind`."""
+    content = asdict(document)
+    for part, made in zip(document.parts, content["parts"], strict=True):
+        made["kind"] = type(part).__name__
+    return content
+
+
+def from_json(content: Mapping[str, Any]) -> Document:
+    """The document that `to_json` was given. Raises KeyError or TypeError for anything else."""
+    parts = [_part(part) for part in content["parts"]]
+    appendix = [_part({**part, "kind": "Grid"}) for part in content["appendix"]]
+    grids = tuple(part for part in appendix if isinstance(part, Grid))
+    return Document(content["opening"], content["title"], tuple(parts), grids)
+
+
+def _part(content: Mapping[str, Any]) -> Part:
+    kind = content["kind"]
+    if kind == "Picture":
+        return Picture(content["title"], content["name"], content["caption"])
+    if kind == "Notes":
+        return Notes(content["title"], tuple(content["lines"]))
+    bands = (Band(**{**band, "columns": tuple(band["columns"])}) for band in content["bands"])
+    lines = (
+        Line(line["name"], tuple(tuple(map(_read_span, spans)) for spans in line["entries"]))
+        for line in content["lines"]
+    )
+    return Grid(
+        content["title"], content["corner"], tuple(bands), tuple(lines), tuple(content["below"])
+    )
+
+
+def _read_span(content: Mapping[str, Any]) -> Span:
+    return Span(**{**content, "runs": tuple(content["runs"])})

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from harness.report.document import EMPTY, Document, Entry, Grid, Notes, Span
+from harness.report.document import EMPTY, Document, Entry, Grid, Notes, Picture, Span
 
-HEAD = r"""% Needs \usepackage{booktabs}; nothing else.
+HEAD = r"""% Needs \usepackage{booktabs}, and \usepackage{graphicx} where there are figures; nothing else.
 \providecommand{\struck}[1]{{\setbox0=\hbox{#1}\rlap{\vrule width\wd0 height.65ex depth-.57ex}\box0}}
 """
 """`\\struck` draws a line through its argument with TeX's own means."""
@@ -41,17 +41,33 @@ def latex(document: Document, label: str) -> str:
     page, is left to the other formats.
     """
     lines = [*_comment(document.opening), HEAD.rstrip()]
-    number = 0
+    number = pictures = 0
     for part in document.parts:
         if isinstance(part, Notes):
             lines += ["", *_comment(part.title + ":")]
             lines += [comment for line in part.lines for comment in _comment("- " + line)]
+            continue
+        if isinstance(part, Picture):
+            pictures += 1
+            name = "fig:" + label.removeprefix("tab:") + (f"-{pictures}" if pictures > 1 else "")
+            lines += ["", *_picture(part, document, name)]
             continue
         for grid in _pieces(part):
             number += 1
             name = label if number == 1 else f"{label}-{number}"
             lines += ["", *_float(grid, document, name)]
     return "\n".join(lines) + "\n"
+
+
+def _picture(picture: Picture, document: Document, label: str) -> list[str]:
+    """A figure over both columns of a page; the file stands beside this one."""
+    caption = f"{document.title}: {picture.title}. {picture.caption} {document.opening}"
+    return [
+        r"\begin{figure*}[t]",
+        rf"\centering\includegraphics[width=\textwidth]{{{picture.name}.png}}",
+        rf"\caption{{{escape(caption)}}}\label{{{label}}}",
+        r"\end{figure*}",
+    ]
 
 
 def _pieces(grid: Grid) -> list[Grid]:

@@ -169,7 +169,12 @@ def _in_words(reasons: dict[str, list[str]]) -> str:
 
 def _mean(cell: TableCell) -> Entry:
     """`0.5923±.0071†`."""
-    mean = Span(f"{cell.mean:.4f}", bold=cell.place == BEST, underline=cell.place == SECOND)
+    mean = Span(
+        f"{cell.mean:.4f}",
+        bold=cell.place == BEST,
+        underline=cell.place == SECOND,
+        runs=cell.runs,
+    )
     sd = "" if cell.sd is None else "±" + f"{cell.sd:.4f}".removeprefix("0")
     tail = sd + ("†" if cell.dagger else "")
     return (mean, Span(tail)) if tail else (mean,)

@@ -136,6 +136,7 @@ def _column(
                 power=everything.power if is_method else Power.ONE,
                 comparison=comparisons.get(plan.label),
                 beside=printed.get(plan.label),
+                runs=_keys(found, plan.label, data),
             )
         )
     column = Column(
@@ -166,6 +167,11 @@ def _cell(
         group, plan.label, data.name, metric, own.runs, mean.mean, mean.sd, mean.low, mean.high,
         **said,
     )  # fmt: skip
+
+
+def _keys(found: Gathered, label: str, data: TableData) -> tuple[str, ...]:
+    runs = found.runs.get((label, data.name))
+    return tuple(record.key for record in runs.records) if runs else ()
 
 
 def _places(methods: Mapping[str, Moments]) -> dict[str, str]:

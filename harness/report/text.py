@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.report.document import EMPTY, Document, Entry, Grid, Notes, Span
+from harness.report.document import EMPTY, Document, Entry, Grid, Notes, Picture, Span
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ def markdown(document: Document) -> str:
     for part in (*document.parts, *document.appendix):
         if isinstance(part, Grid):
             lines += [_title(part), "", *_table(part, MARKDOWN), "", *_bullets(part.below)]
+        elif isinstance(part, Picture):
+            image = f"![{escape(part.title)}]({part.name}.svg)"
+            lines += [f"## {part.title}", "", image, "", escape(part.caption)]
         else:
             lines += [f"## {part.title}", "", *_bullets(part.lines)]
         lines.append("")
@@ -70,7 +73,13 @@ def terminal(document: Document, *, colour: bool, width: int = 140) -> str:
     style = TERMINAL if colour else PLAIN
     lines = [*_wrap(document.opening, width), "", f"# {document.title}", ""]
     for part in document.parts:
-        lines += list(_grid(part, style, width) if isinstance(part, Grid) else _notes(part, width))
+        if isinstance(part, Grid):
+            lines += _grid(part, style, width)
+        elif isinstance(part, Notes):
+            lines += _notes(part, width)
+        else:
+            lines += [f"## {part.title}", "", f"(drawn in {part.name}.svg and .png)"]
+            lines += [*_wrap(part.caption, width), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
