@@ -11,7 +11,18 @@ import re
 import pytest
 
 from harness.config import cell_key
-from harness.report.document import Band, Document, Grid, Line, Notes, Span, entry
+from harness.report.document import (
+    Band,
+    Document,
+    Grid,
+    Line,
+    Notes,
+    Picture,
+    Span,
+    entry,
+    from_json,
+    to_json,
+)
 from harness.report.export import csv_text, json_content
 from harness.report.files import write_table
 from harness.report.latex import escape as latex_escape
@@ -291,7 +302,7 @@ def test_csv_is_the_json_and_more(table):
     assert failed["gap"].startswith("seed 1: failed: a | b_c")
 
 
-def test_the_four_files_are_written(table, tmp_path):
+def test_the_files_are_written(table, tmp_path):
     page = document(table)
     write_table(
         tmp_path / "x",
@@ -299,10 +310,12 @@ def test_the_four_files_are_written(table, tmp_path):
         csv_text(table),
         latex(page, "tab:main"),
         json_content(table),
+        to_json(page),
     )
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == [
-        "table.csv", "table.json", "table.md", "table.tex",
+        "page.json", "table.csv", "table.json", "table.md", "table.tex",
     ]  # fmt: skip
+    assert from_json(json.loads((tmp_path / "x/page.json").read_text("utf8"))) == page
     assert (tmp_path / "x/table.md").read_text("utf8") == markdown(page)
 
 
@@ -313,3 +326,15 @@ def test_a_table_of_nothing_can_be_written_in_every_format():
     assert latex(page, "tab:main")
     assert json.dumps(json_content(table), allow_nan=False)
     assert csv_text(table).startswith("kind,group,method")
+
+
+def test_a_picture_is_linked_named_and_included():
+    picture = Picture("Bars", "bars", "Two bars, the second <higher>.")
+    page = Document("Data: shop.", "Figure 3", (picture,))
+    assert "![Bars](bars.svg)" in markdown(page)
+    assert r"\<higher>" in markdown(page)
+    assert "(drawn in bars.svg and .png)" in terminal(page, colour=False)
+    written = latex(page, "tab:ablations")
+    assert r"\includegraphics[width=\textwidth]{bars.png}" in written
+    assert r"\label{fig:ablations}" in written
+    assert from_json(json.loads(json.dumps(to_json(page)))) == page
