@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 from numpy import ndarray
 
 from harness.config import digest
 from harness.errors import InputError
 
 RANKS = ("user", "above", "tied", "above_full", "tied_full", "untouched")
+REDRAWN = ("above_redrawn", "tied_redrawn")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Ranks:
     above_full: Int[ndarray, " user"]
     tied_full: Int[ndarray, " user"]
     untouched: Int[ndarray, " user"]
+    above_redrawn: Integer[ndarray, "redraw user"] | None = None
+    """As `above`, among other draws of the 99; None under P5 `popularity`."""
+    tied_redrawn: Integer[ndarray, "redraw user"] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,8 @@ class Store:
             content = asdict(record)
             ranks = content.pop("ranks")
             if ranks is not None:
-                _write_arrays(scratch / "ranks.npz", ranks)
+                there = {name: array for name, array in ranks.items() if array is not None}
+                _write_arrays(scratch / "ranks.npz", there)
             if arrays:
                 _write_arrays(scratch / "arrays.npz", arrays)
             write_json(scratch / "record.json", content | {"sha256": digest(content)})
@@ -241,8 +246,12 @@ def _read(folder: Path) -> Record:
         (folder / "ranks.npz").open("rb") as file,
         np.load(file, allow_pickle=False) as arrays,
     ):
-        ranks = Ranks(**{name: arrays[name] for name in RANKS})
-    if len({len(getattr(ranks, name)) for name in RANKS}) != 1:
+        ranks = Ranks(
+            **{name: arrays[name] for name in RANKS},
+            **{name: arrays[name] for name in REDRAWN if name in arrays},
+        )
+    counts = [getattr(ranks, name) for name in (*RANKS, *REDRAWN)]
+    if len({array.shape[-1] for array in counts if array is not None}) != 1:
         raise ValueError("lengths disagree")
     return Record(**content, ranks=ranks)
 

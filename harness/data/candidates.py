@@ -12,6 +12,7 @@ Axes: user, event = entries of the ragged list of touched items, draw, negatives
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +69,40 @@ def draw(
     _require_enough(numbers, touched, items, counts)
     heights = None if counts is None else np.cumsum(counts[1:].astype(np.float64))
     name = f"neg_{kind}" if counts is None else f"neg_{kind}_popularity"
-    users = len(numbers)
+
+    def numbers_of(rows: Int[ndarray, " user"], draws: int) -> Float[ndarray, "user draw"]:
+        return np.stack([stream(seed, f"{name}{numbers[row]}").random(draws) for row in rows])
+
+    return _chosen(numbers_of, touched, items, heights)
+
+
+def redraw(seed: int, number: int, touched: Touched, items: int) -> Int[ndarray, "user negatives"]:
+    """Other uniform negatives of every user, to see how far a number depends on which were drawn.
+
+    One stream a redraw and length, `redraw{number}_{draws}`. Every user must have 99 items left, as
+    `draw` makes sure.
+    """
+    users = len(touched.offsets) - 1
+    blocks: dict[int, Float[ndarray, "user draw"]] = {}
+
+    def numbers_of(rows: Int[ndarray, " user"], draws: int) -> Float[ndarray, "user draw"]:
+        if draws not in blocks:
+            blocks.clear()
+            name = f"redraw{number}_{draws}"
+            blocks[draws] = stream(seed, name).random((users, draws))
+        return np.asarray(blocks[draws][rows])
+
+    return _chosen(numbers_of, touched, items, None)
+
+
+def _chosen(
+    numbers_of: Callable[[Int[ndarray, " user"], int], Float[ndarray, "user draw"]],
+    touched: Touched,
+    items: int,
+    heights: Float[ndarray, " item"] | None,
+) -> Int[ndarray, "user negatives"]:
+    """The first 99 good items that each user's numbers name; more numbers where they do not suffice."""
+    users = len(touched.offsets) - 1
     row_of_touched = np.repeat(np.arange(users, dtype=np.int64), np.diff(touched.offsets))
     touched_key = row_of_touched * (items + 1) + touched.items
     chosen = np.empty((users, NEGATIVES), dtype=np.int32)
@@ -78,8 +112,7 @@ def draw(
         size = max(1, MOST_DRAWS // draws)
         for start in range(0, len(waiting), size):
             rows = waiting[start : start + size]
-            x = np.stack([stream(seed, f"{name}{numbers[row]}").random(draws) for row in rows])
-            item = _items(x, items, heights)
+            item = _items(numbers_of(rows, draws), items, heights)
             good = ~_among(rows[:, None] * (items + 1) + item, touched_key) & _first(item)
             rank = np.cumsum(good, axis=1)
             enough = rank[:, -1] >= NEGATIVES
@@ -87,7 +120,7 @@ def draw(
             chosen[rows[enough]] = item[enough][wanted].reshape(-1, NEGATIVES)
             failed.append(rows[~enough])
         waiting = np.concatenate(failed)
-        draws *= 2  # the same stream again, from its start: the first numbers are the same
+        draws *= 2  # from the start: a user's own stream gives the same first numbers again
     return chosen
 
 

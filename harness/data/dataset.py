@@ -18,6 +18,7 @@ Axes: event = interactions, users ascending, in time order; target = users that 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,6 +45,8 @@ from harness.data.raw import FAVOR, sha256_file
 from harness.errors import InputError, unknown
 from models.interface import Catalogue, Interactions
 
+REDRAWS = 10
+"""Times that the test candidates are drawn anew."""
 DATE_QUANTILE = 0.8
 """P4 global_time: this share of all recorded events lies before the date."""
 
@@ -79,6 +82,8 @@ class Split:
     touched_items[touched_offsets[u] : touched_offsets[u + 1]]."""
     date: float | None = None
     """P4 global_time: where training ends for everyone."""
+    redrawn: Callable[[], Int[Tensor, "redraw target negatives"] | None] = lambda: None
+    """Other candidates of the test users, drawn when first asked for; None under P5 `popularity`."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +233,7 @@ class Dataset:
             touched_offsets=_tensor(np.concatenate([[0], np.cumsum(sizes[chosen])])),
             touched_items=_tensor(touched[np.repeat(chosen, sizes)]),
             date=places.date,
+            redrawn=lambda: self._redrawn_of(protocol, chosen & (places.test >= 0)),
         )
 
     @cached_property
@@ -239,6 +245,21 @@ class Dataset:
             behaviour=self.array("event_behaviour").astype(np.int64),
             time=self.array("event_time"),
             offsets=offsets,
+        )
+
+    def _redrawn_of(
+        self, protocol: ProtocolConfig, who: Bool[ndarray, " user"]
+    ) -> Int[Tensor, "redraw target negatives"] | None:
+        if protocol.negatives is not Negatives.uniform:
+            return None
+        return torch.from_numpy(self._redrawn[:, who])
+
+    @cached_property
+    def _redrawn(self) -> Int[ndarray, "redraw user negatives"]:
+        touched = candidates.Touched(self.array("touched_offsets"), self.array("touched_items"))
+        seed = int(self.manifest["seed"])
+        return np.stack(
+            [candidates.redraw(seed, number, touched, self.items) for number in range(REDRAWS)]
         )
 
     def _negatives(self, protocol: ProtocolConfig) -> tuple[ndarray, ndarray]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from harness.config import ProtocolConfig
@@ -78,11 +78,29 @@ def final_ranks(model: Recommender, split: Split, protocol: ProtocolConfig, batc
     histories = EvaluationHistories(split, targets, protocol)
     size = max(1, min(batch, MOST_SCORES // (model.catalogue.items + 1)))
     counts = torch.zeros(5, len(targets.user), dtype=torch.int64)
+    others = split.redrawn()
+    redrawn = None if others is None else torch.zeros(2, *others.shape[:2], dtype=torch.uint8)
     for rows, history in histories.batches(size):
         scores = model.score_all(model.encode(history.to(model.device))).cpu()
         counts[:, rows] = _count(scores, rows, targets, split)
+        if redrawn is not None and others is not None:
+            redrawn[:, :, rows] = _count_redrawn(scores, targets.item[rows], others[:, rows])
     above, tied, above_full, tied_full, untouched = counts.numpy()
-    return Ranks(targets.user.numpy(), above, tied, above_full, tied_full, untouched)
+    return Ranks(
+        targets.user.numpy(), above, tied, above_full, tied_full, untouched,
+        *(() if redrawn is None else redrawn.numpy()),
+    )  # fmt: skip
+
+
+def _count_redrawn(
+    scores: Float[Tensor, "batch item_row"],
+    positive: Int[Tensor, " batch"],
+    others: Int[Tensor, "redraw batch negatives"],
+) -> UInt8[Tensor, "two redraw batch"]:
+    """Above and tied of some test users among each redraw of their candidates."""
+    level = scores.gather(1, positive.unsqueeze(1))
+    counts = [above_and_tied(scores.gather(1, items.long()), level.squeeze(1)) for items in others]
+    return torch.stack([torch.stack(part) for part in zip(*counts, strict=True)]).to(torch.uint8)
 
 
 def _count(

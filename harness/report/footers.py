@@ -44,6 +44,7 @@ def notes(
         *(_ties(data, found) for data in datasets),
         *(line for data in datasets for line in _sampled_and_full(data, found)),
         *(line for data in datasets for line in _noise(data, found, numbers)),
+        *(line for data in datasets for line in _redrawn(data, found)),
         *_versions(found),
     )
 
@@ -274,6 +275,38 @@ def _candidate_sd(runs: Sequence[Runs], found: Gathered) -> tuple[str, float] | 
         METRICS["HR@10"], untouched.ravel(), one.above_full.ravel(), one.tied_full.ravel()
     )
     return one.method.label, drawn.sd_of_mean(one.above.shape[1])
+
+
+def _redrawn(data: TableData, found: Gathered) -> list[str]:
+    """What other draws of the 99 candidates, the same for every method, would have changed."""
+    means = {
+        runs.method.label: redrawn
+        for runs in found.methods(data.name)
+        if (redrawn := runs.redrawn_means("HR@10")) is not None
+    }
+    if not means:
+        return []
+    count = len(next(iter(means.values())))
+    sds = {label: float(values.std(ddof=1)) for label, values in means.items()}
+    widest = max(sds, key=sds.__getitem__)
+    typical = median(sds.values())
+    spread = f"median over methods; the largest {sds[widest]:.4f}, {widest}"
+    parts = [f"the standard deviation of a printed HR@10 is {typical:.4f} ({spread})"]
+    if len(means) > 1:
+        first = Counter(
+            max(means, key=lambda label: float(means[label][draw])) for draw in range(count)
+        )
+        leaders = ", ".join(f"{label} in {times}" for label, times in first.most_common())
+        parts.append(f"the best is {leaders} of {count}")
+    rivals = [label for label in means if label != CHAMPION]
+    if CHAMPION in means and rivals:
+        rival = max(rivals, key=lambda label: float(means[label].mean()))
+        lead = means[CHAMPION] - means[rival]
+        parts.append(
+            f"{CHAMPION} minus {rival} lies between {lead.min():+.4f} and {lead.max():+.4f} (standard "
+            f"deviation {lead.std(ddof=1):.4f})"
+        )
+    return [f"Other candidates on {data.name}, {count} redraws: {'; '.join(parts)}."]
 
 
 def _versions(found: Gathered) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from numpy import ndarray
 
 from harness.config import Cell, cell_key, plain
@@ -57,6 +57,9 @@ class Runs:
     above_full: Int[ndarray, "run user"]
     tied_full: Int[ndarray, "run user"]
     untouched: Int[ndarray, " user"]
+    above_redrawn: Integer[ndarray, "run redraw user"] | None = None
+    """Among other draws of the 99 candidates; None where a run has none."""
+    tied_redrawn: Integer[ndarray, "run redraw user"] | None = None
 
     @property
     def seeds(self) -> int:
@@ -70,6 +73,13 @@ class Runs:
     def full_scores(self, metric: str) -> Float[ndarray, "run user"]:
         """The same among all items that the user never touched."""
         return METRICS[metric](self.above_full, self.tied_full)
+
+    def redrawn_means(self, metric: str) -> Float[ndarray, " redraw"] | None:
+        """The mean over runs and users in each redraw of the candidates."""
+        if self.above_redrawn is None or self.tied_redrawn is None:
+            return None
+        above, tied = self.above_redrawn.astype(np.int64), self.tied_redrawn.astype(np.int64)
+        return np.asarray(METRICS[metric](above, tied).mean(axis=(0, 2)))
 
 
 @dataclass(frozen=True)
@@ -220,7 +230,15 @@ def _runs(method: Method, records: Sequence[Record]) -> Runs:
         above_full=np.stack([one.above_full for one in ranks]),
         tied_full=np.stack([one.tied_full for one in ranks]),
         untouched=ranks[0].untouched,
+        above_redrawn=_stacked([one.above_redrawn for one in ranks]),
+        tied_redrawn=_stacked([one.tied_redrawn for one in ranks]),
     )
+
+
+def _stacked(arrays: Sequence[ndarray | None]) -> ndarray | None:
+    """The runs' arrays as one; None where any run has none."""
+    there = [array for array in arrays if array is not None]
+    return np.stack(there) if len(there) == len(arrays) else None
 
 
 def _ranks(record: Record) -> Ranks:

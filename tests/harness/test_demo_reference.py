@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from baselines.reference import LastClick, ReferenceConfig
-from harness.config import ProtocolConfig, SameItemHistory
+from harness.config import Negatives, ProtocolConfig, SameItemHistory
 from harness.data.dataset import Dataset
 from harness.data.demo import DEMO, ensure_demo
-from harness.evaluation.metrics import hit_rate, ndcg
+from harness.evaluation.metrics import METRICS, hit_rate, ndcg
 from harness.evaluation.ranks import final_ranks
+from harness.stats import drawn
 from harness.zoo import find
 from models.interface import Recommender
 
@@ -85,3 +87,24 @@ def test_kept_own_events_let_last_click_find_nearly_every_target(data: Path, nam
     # The row as a table prints it counts the own events too; they only reorder what was not opened.
     shown = metrics(fitted("LastClick", dataset, KEEP), dataset, KEEP)
     assert shown == pytest.approx(LAST_CLICK_KEPT[name], abs=0.005)
+
+
+def test_redrawn_candidates_spread_as_the_formula_says(data: Path) -> None:
+    """Two ways to the noise of candidates: ten redraws, and the exact law given the full ranks."""
+    dataset = Dataset.open(data, "demo_rec_tmall")
+    model = fitted("ItemKNN", dataset, DROP)
+    ranks = final_ranks(model, dataset.split(DROP), DROP, 512)
+    assert ranks.above_redrawn is not None
+    assert ranks.tied_redrawn is not None
+    above, tied = ranks.above_redrawn.astype(np.int64), ranks.tied_redrawn.astype(np.int64)
+    means = hit_rate(above, tied, 10).mean(axis=1)
+    law = drawn(METRICS["HR@10"], ranks.untouched, ranks.above_full, ranks.tied_full)
+    sd = law.sd_of_mean(len(ranks.user))
+    assert abs(means.mean() - law.mean.mean()) < 4 * sd / len(means) ** 0.5
+    assert 0.4 * sd < means.std(ddof=1) < 1.8 * sd
+
+
+def test_candidates_by_popularity_are_not_redrawn(data: Path) -> None:
+    popularity = ProtocolConfig(negatives=Negatives.popularity)
+    split = Dataset.open(data, "demo_kuaishou").split(popularity)
+    assert split.redrawn() is None

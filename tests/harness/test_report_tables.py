@@ -493,3 +493,23 @@ def test_columns_of_two_data_sets_are_joined_by_and():
     assert columns_in_words(columns[3:], len(columns)) == (
         "demo_rec_tmall NDCG@20 and shop (all columns)"
     )
+
+
+def test_a_footer_says_what_other_candidates_would_have_changed():
+    world = World(methods=("sasrec", "m3bsr"), seeds=2, levels={"m3bsr": 0.5}, users=60)
+    random = np.random.default_rng(0)
+    redrawn = []
+    for record in world.records:
+        above = np.clip(record.ranks.above + random.integers(-3, 4, (5, 60)), 0, 99)
+        ranks = replace(
+            record.ranks,
+            above_redrawn=above.astype(np.uint8),
+            tied_redrawn=np.zeros((5, 60), dtype=np.uint8),
+        )
+        redrawn.append(replace(record, ranks=ranks))
+    notes = world.table(redrawn).notes
+    line = next(note for note in notes if note.startswith("Other candidates on"))
+    assert "5 redraws" in line
+    assert "the best is M3BSR in 5 of 5" in line
+    assert "M3BSR minus SASRec lies between +" in line
+    assert not [n for n in world.table().notes if n.startswith("Other candidates")]

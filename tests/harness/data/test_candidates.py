@@ -157,3 +157,17 @@ def test_candidates_do_not_depend_on_the_readings_of_histories_or_on_other_users
     prepare(replace(raw_log([[], users[1]])), tmp_path / "one", "small")
     alone = Dataset.open(tmp_path / "one", "small").split(UNIFORM)
     assert alone.test.candidates[0].equal(both.test.candidates[1])
+
+
+def test_redraws_are_other_untouched_items_the_same_each_time() -> None:
+    user = np.repeat([0, 1], [40, 201])
+    item = np.concatenate([np.arange(1, 41), np.arange(100, 301)])
+    touched = candidates.touched_items(user, item, 2, 300)  # user 1 has exactly 99 left
+    first, again, other = (candidates.redraw(7, k, touched, 300) for k in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first[0], other[0])
+    assert first.min() >= 1
+    assert first.max() <= 300
+    assert [len(set(row.tolist())) for row in first] == [99, 99]
+    assert not set(first[0].tolist()) & set(range(1, 41))
+    assert sorted(first[1].tolist()) == list(range(1, 100))
