@@ -499,14 +499,14 @@ def test_a_footer_says_what_other_candidates_would_have_changed():
     world = World(methods=("sasrec", "m3bsr"), seeds=2, levels={"m3bsr": 0.5}, users=60)
     random = np.random.default_rng(0)
     redrawn = []
-    for record in world.records:
-        above = np.clip(record.ranks.above + random.integers(-3, 4, (5, 60)), 0, 99)
+    for run in world.records:
+        above = np.clip(run.ranks.above + random.integers(-3, 4, (5, 60)), 0, 99)
         ranks = replace(
-            record.ranks,
+            run.ranks,
             above_redrawn=above.astype(np.uint8),
             tied_redrawn=np.zeros((5, 60), dtype=np.uint8),
         )
-        redrawn.append(replace(record, ranks=ranks))
+        redrawn.append(replace(run, ranks=ranks))
     notes = world.table(redrawn).notes
     line = next(note for note in notes if note.startswith("Other candidates on"))
     assert "5 redraws" in line
