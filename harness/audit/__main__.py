@@ -53,6 +53,8 @@ def parser() -> argparse.ArgumentParser:
                        help="ranked against a whole catalogue: no limit of ranks, no chance level")  # fmt: skip
     words.add_argument("--scale", default="auto", metavar="|".join(scale.name for scale in Scale),
                        help="how numbers are printed (default: percent when any is above 1)")  # fmt: skip
+    words.add_argument("--copied", action="store_true",
+                       help="also name rows that look like one another; no verdict rests on it")  # fmt: skip
     words.add_argument("--json", action="store_true", help="print JSON, every bound included")
     return words
 
@@ -89,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
         options = parser().parse_args(arguments)
-        audit = Audit.of(_document(options), _candidates(options))
+        audit = Audit.of(_document(options), _candidates(options), copied=options.copied)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

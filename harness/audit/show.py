@@ -21,6 +21,7 @@ from harness.audit.bounds import (
     decimals,
     judge,
 )
+from harness.audit.copied import in_words, likenesses
 from harness.audit.grid import Table
 from harness.audit.published import PRINTED_NAMES
 from harness.audit.read import Document
@@ -37,12 +38,14 @@ class Audit:
     candidates: int | None
     verdicts: tuple[tuple[Verdict, ...], ...]
     """For each table, for each row."""
+    copied: bool = False
+    """Rows that look like one another are named too."""
 
     @classmethod
-    def of(cls, document: Document, candidates: int | None) -> Audit:
+    def of(cls, document: Document, candidates: int | None, *, copied: bool = False) -> Audit:
         """Judge every table of a document."""
         found = tuple(tuple(judge(table.rows, candidates)) for table in document.tables)
-        return cls(document, candidates, found)
+        return cls(document, candidates, found, copied)
 
     @property
     def all(self) -> tuple[Verdict, ...]:
@@ -186,6 +189,8 @@ def findings(audit: Audit) -> Iterator[str]:
         yield _listed("A repair of at most one unit: digits that were cut off, not rounded, would do",
                       [f"{_name(v)}, {v.repair:.2f} units" for v in cut])  # fmt: skip
     yield from _warnings(audit)
+    if audit.copied:
+        yield from _copied(audit)
     for name, size in audit.wrong_sums.items():
         yield (
             f"Table 1, {PRINTED_NAMES.get(name, name)}: impossible if every interaction is a click or "
@@ -263,6 +268,20 @@ def _warnings(audit: Audit) -> Iterator[str]:
         yield _listed(
             f"Warning, below chance (possible, but a random order of {audit.candidates} candidates has "
             f"HR@K = K / {audit.candidates}{foreign})", items)  # fmt: skip
+
+
+def _copied(audit: Audit) -> Iterator[str]:
+    """Rows that look like one another, table by table."""
+    for table in audit.document.tables:
+        alike = likenesses(table.rows)
+        if not alike:
+            yield f"{table.name}: no two rows look like one another."
+            continue
+        yield _listed(
+            f"{table.name}: rows that look like one another (a hint to ask, not a proof: close methods "
+            "share numbers by chance)",
+            [in_words(likeness) for likeness in alike],
+        )
 
 
 def meaning(audit: Audit) -> Iterator[str]:
