@@ -161,13 +161,16 @@ def reproduce(request: Request, *, plan_only: bool, workers: int | None) -> int:
     from harness.store import Store, disk_full_is_said
 
     made = artefact(request.target)
+    code = 0
+    for earlier in getattr(made, "before", lambda _: ())(request):
+        code |= reproduce(earlier, plan_only=plan_only, workers=workers)
     planned = plan(made.cells(request), request.places)
     count = workers or cores()
     if plan_only:
         show_plan(request, planned, count)
         if more := getattr(made, "later", lambda _: "")(request):
             print(more)
-        return 0
+        return code
     failed: dict[str, str] = {}
     Store(request.places.results).ensure_writable()
     board = Board(request.places.results)
@@ -180,7 +183,7 @@ def reproduce(request: Request, *, plan_only: bool, workers: int | None) -> int:
     with disk_full_is_said(request.places.results):
         shown = made.publish(request, planned, failed)
     print(shown)
-    return 1 if failed else 0
+    return 1 if failed else code
 
 
 def show_plan(request: Request, planned: Plan, workers: int) -> None:

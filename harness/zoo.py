@@ -133,7 +133,8 @@ METHODS: tuple[Method, ...] = (
     Method(
         "mmsbr", "MMSBR", 2023, Group.multimodal,
         "baselines.mmsbr", "MMSBR", "MMSBRConfig",
-        "an item's other vector stands in for the pseudo modalities; no price, so no numeric branch",
+        "an item's other vector stands in for the pseudo modalities; no price, so no numeric branch; its start is "
+        "repaired (LayerNorms at 1 and 0, gate above 0), as half of the published draws never learn",
     ),
     Method(
         "mmmlp", "MMMLP", 2023, Group.multimodal,
