@@ -1,0 +1,389 @@
+"""Run cells on a SLURM cluster through submitit: packed into arrays, followed by stored records.
+
+A submission is written down in results/slurm/ID.json before sbatch is called, so nothing that runs is
+ever lost sight of: the same `reproduce` command, typed again, leaves alone what is queued or running,
+picks up what is stored, and submits the rest. What a job did is judged by the records, failures and
+checkpoints that it left, not by what the scheduler says of it.
+
+Inside a job the cells of its pack run as on any machine (`harness.execution.here`): one worker a GPU or
+core, one result a cell, locks, checkpoints every epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError
+
+from harness.config import Cell, Task, cell_key
+from harness.errors import InputError, warnings_in_one_line
+from harness.execution.here import name_of, run_here
+from harness.execution.live import Board, Failure
+from harness.execution.progress import Display
+from harness.execution.slurm import (
+    UNKNOWN,
+    Site,
+    SlurmProfile,
+    State,
+    megabytes,
+    named,
+    outside_jobs,
+    states,
+)
+from harness.fingerprint import code_fingerprint
+from harness.run import Places
+from harness.store import write_json
+from harness.zoo import find
+
+GUESS = 600.0
+"""Seconds of a cell that nothing is known of."""
+MOST_TIMEOUTS = 1000
+"""Requeues of one job after its time limit; each one has finished epochs."""
+OUT_OF_MEMORY = ("OUT_OF_MEMORY", "oom-kill", "oom_kill", "exceeded memory limit", "out of memory?")
+"""What SLURM, its logs and our own failures say when memory was short."""
+
+
+# ------------------------------------------------------------------------------- inside a job
+
+
+class Pack:
+    """The cells of one job, run one after another (or side by side, one worker a GPU or core).
+
+    submitit calls `checkpoint` when SLURM says that the job must end (preemption, time limit); the job
+    is queued again and goes on: finished cells are stored, the others have their last epoch.
+    """
+
+    def __init__(self, cells: Sequence[Cell], places: Places, code: Mapping[str, str]) -> None:
+        self.cells, self.places, self.code = tuple(cells), places, dict(code)
+
+    def __call__(self) -> dict[str, str]:
+        """Run what is not stored; why cells failed, by key."""
+        warnings_in_one_line()
+        for method, code in self.code.items():
+            if code_fingerprint(find(method).module) != code:
+                print(f"note: the code of {method} changed after submission; it runs as it is now",
+                      file=sys.stderr)  # fmt: skip
+        workers = len(visible_gpus()) or int(os.environ.get("SLURM_CPUS_PER_TASK", "0")) or None
+        board = Board(self.places.results)
+        display = Display(len(self.cells), board, workers or 1)
+        return run_here(self.cells, self.places, display, workers)
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """The same pack again: what it did is on the disk."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def visible_gpus() -> list[str]:
+    """GPUs that SLURM gave this job, by CUDA_VISIBLE_DEVICES; unset is none."""
+    return [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one.strip()]
+
+
+# -------------------------------------------------------------------------------- packing
+
+
+def packs(
+    cells: Sequence[Cell],
+    seconds: Callable[[Cell], float | None],
+    profile: SlurmProfile,
+    workers: int,
+) -> list[list[Cell]]:
+    """Cells as jobs, the longest first.
+
+    A job is filled until its workers are busy for `pack_minutes`; a cell that is measured (Table 4) has
+    a job of its own. `seconds` is what a cell takes on one worker; None is not known.
+    """
+    lone = [[cell] for cell in cells if cell.task is Task.time]
+    rest = [cell for cell in cells if cell.task is not Task.time]
+    lengths = {id(cell): seconds(cell) or GUESS for cell in rest}
+    room = 60.0 * profile.pack_minutes * max(1, workers)
+    made: list[list[Cell]] = []
+    left = 0.0
+    for cell in sorted(rest, key=lambda cell: -lengths[id(cell)]):
+        if not made or lengths[id(cell)] > left:
+            made.append([])
+            left = room
+        made[-1].append(cell)
+        left -= lengths[id(cell)]
+    return made + lone
+
+
+# ------------------------------------------------------------------------------- submission
+
+
+@dataclass
+class Submission:
+    """One array of jobs, as written in results/slurm/ID.json."""
+
+    id: str
+    target: str
+    command: str
+    packs: list[list[str]]
+    """Keys of the cells of each task, by its index."""
+    names: dict[str, str]
+    """What a person calls each cell, by key."""
+    memory: str
+    exclusive: bool = False
+    array: str = ""
+    """The array's job id; empty while sbatch has not answered."""
+    submitted: float = 0.0
+    """Seconds since 1970."""
+
+    @property
+    def job_name(self) -> str:
+        """How the scheduler knows it: unique."""
+        return f"m3bsr-{self.id}"
+
+    def task(self, index: int) -> str:
+        """The scheduler's id of one task; a single pack is a plain job."""
+        return self.array if len(self.packs) == 1 else f"{self.array}_{index}"
+
+
+class Cluster:
+    """The submissions of one results folder."""
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+        self.folder = places.results / "slurm"
+        self.logs = self.folder / "logs"
+        self.board = Board(places.results)
+
+    # ------------------------------------------------------------------------------ what is out
+
+    def submissions(self) -> list[Submission]:
+        """All that were ever written down here, oldest first."""
+        found = []
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                found.append(Submission(**json.loads(path.read_text(encoding="utf8"))))
+            except (OSError, ValueError, TypeError):
+                warnings.warn(f"'{path}' cannot be read; what it submitted is not followed",
+                              RuntimeWarning, stacklevel=2)  # fmt: skip
+        return sorted(found, key=lambda one: one.submitted)
+
+    def look(self) -> Look:
+        """Every cell that was submitted and is not stored, with its job's state: one call of squeue.
+
+        Raises InputError when the scheduler does not answer: nothing is submitted twice on a guess.
+        """
+        made = [self._found(one) for one in self.submissions()]
+        made = [one for one in made if one.array]
+        open_ones = [one for one in made if any(not self._over(key) for key in _keys(one))]
+        said = states([one.array for one in open_ones])
+        cells: dict[str, tuple[Submission, int, State]] = {}
+        for one in open_ones:
+            for index, keys in enumerate(one.packs):
+                state = said.get(one.task(index)) or said.get(one.array) or State(UNKNOWN)
+                for key in keys:
+                    if not self._over(key):
+                        cells[key] = (one, index, state)  # a later submission of a cell counts
+        return Look(cells)
+
+    def _over(self, key: str) -> bool:
+        return (self.places.results / "cells" / key).exists()
+
+    def _found(self, one: Submission) -> Submission:
+        """A submission whose process died before it could write down the job's id: asked by name."""
+        if not one.array and (array := named(one.job_name)):
+            one.array = array
+            self._write(one)
+        return one
+
+    # --------------------------------------------------------------------------------- submit
+
+    def submit(
+        self,
+        cells: Sequence[Cell],
+        profile: SlurmProfile,
+        site: Site,
+        target: str,
+        command: str,
+        seconds: Callable[[Cell], float | None],
+    ) -> list[Submission]:
+        """Submit cells as arrays, and return at once.
+
+        Args:
+            cells: What is missing and not out already.
+            profile: Settled (`slurm.settle`).
+            site: Its limits.
+            target: Names the artefact, for `--cancel`.
+            command: What was typed.
+            seconds: Expected of a cell on one worker.
+
+        Raises:
+            InputError: sbatch refused; with its message. What was submitted before stays.
+        """
+        gpus = profile.gpus or (int(profile.gres.rpartition(":")[2] or 1) if profile.gres else 0)
+        greedy = self._hungry()
+        usual = [cell for cell in cells if cell_key(cell) not in greedy]
+        again = [cell for cell in cells if cell_key(cell) in greedy]
+        more = replace(profile, memory=f"{int(megabytes(profile.memory) * profile.more_memory)}M")
+        made = []
+        for group, asked in ((usual, profile), (again, more)):
+            jobs = packs(group, seconds, profile, gpus or profile.cpus)
+            shared = [job for job in jobs if job[0].task is not Task.time]
+            alone = [job for job in jobs if job[0].task is Task.time]
+            for some, exclusive in ((shared, False), (alone, True)):
+                most = site.largest_array - 1
+                for start in range(0, len(some), most):
+                    part = some[start : start + most]
+                    made.append(self._submit(part, asked, target, command, exclusive=exclusive))
+        return made
+
+    def _submit(
+        self,
+        jobs: Sequence[Sequence[Cell]],
+        profile: SlurmProfile,
+        target: str,
+        command: str,
+        *,
+        exclusive: bool,
+    ) -> Submission:
+        one = Submission(
+            id=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}",
+            target=target,
+            command=command,
+            packs=[[cell_key(cell) for cell in job] for job in jobs],
+            names={cell_key(cell): name_of(cell) for job in jobs for cell in job},
+            memory=profile.memory,
+            exclusive=exclusive,
+            submitted=time.time(),
+        )
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self._write(one)
+        executor = submitit.SlurmExecutor(
+            self.logs, max_num_timeout=MOST_TIMEOUTS, python=profile.python or None
+        )
+        executor.update_parameters(**_parameters(profile, one))
+        places = Places(self.places.data.resolve(), self.places.results.resolve())
+        with outside_jobs():
+            try:
+                with executor.batch():
+                    submitted = [executor.submit(Pack(job, places, _codes(job))) for job in jobs]
+                one.array = submitted[0].job_id.partition("_")[0]
+            except FailedJobError as error:
+                (self.folder / f"{one.id}.json").unlink(missing_ok=True)
+                said = [line for line in str(error).splitlines() if line.strip()]
+                reason = next((line for line in said if "error" in line.lower()), said[-1])
+                raise InputError(
+                    f"sbatch refused: {reason.removeprefix('sbatch: ')}; see python -m harness.doctor, "
+                    "and set slurm.partition, slurm.minutes, ..."
+                ) from error
+        self._write(one)
+        return one
+
+    def _write(self, one: Submission) -> None:
+        write_json(self.folder / f"{one.id}.json", asdict(one))
+
+    # ------------------------------------------------------------------------------- memory
+
+    def _hungry(self) -> dict[str, str]:
+        """Cells whose job ran out of memory, once, with what it had."""
+        found: dict[str, str] = {}
+        for key, (one, _, state) in self._ended().items():
+            if self._starved(key, one, state):
+                found[key] = one.memory
+        return found
+
+    def _ended(self) -> dict[str, tuple[Submission, int, State]]:
+        return {key: row for key, row in self.look().cells.items() if not row[2].alive}
+
+    def _starved(self, key: str, one: Submission, state: State) -> bool:
+        failure = self.board.failure(key)
+        said = f"{state.name} {state.reason} {failure.error if failure else ''}"
+        if failure is None and state.name in {"FAILED", "OUT_OF_MEMORY", UNKNOWN}:
+            said += self._log(one, key)
+        return any(word.lower() in said.lower() for word in OUT_OF_MEMORY)
+
+    def _log(self, one: Submission, key: str) -> str:
+        """The end of a job's error log."""
+        index = next(i for i, keys in enumerate(one.packs) if key in keys)
+        path = self.logs / f"{one.task(index)}_0_log.err"
+        try:
+            return path.read_bytes()[-4000:].decode(errors="replace")
+        except OSError:
+            return ""
+
+    def give_up(self, profile: SlurmProfile, cells: Iterable[Cell]) -> dict[str, str]:
+        """Record as failed the cells that ran out of memory twice (or once, without `more_memory`)."""
+        hungry = self._hungry()
+        tried: dict[str, set[str]] = {}
+        for one in self.submissions():
+            for key in _keys(one):
+                tried.setdefault(key, set()).add(one.memory)
+        failed = {}
+        for cell in cells:
+            key = cell_key(cell)
+            if key in hungry and (not profile.more_memory or len(tried[key]) > 1):
+                most = max(tried[key], key=megabytes)
+                error = f"out of memory with {most}; set slurm.memory to more"
+                method = find(cell.method)
+                self.board.fail(Failure(key, method.label, cell.data, cell.seed, error, "", "",
+                                        time.time(), code_fingerprint(method.module)))  # fmt: skip
+                failed[key] = error
+        return failed
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is out on the cluster at one moment."""
+
+    cells: Mapping[str, tuple[Submission, int, State]]
+    """By key: the submission, the task's index in it, and the task's state."""
+
+    @property
+    def out(self) -> set[str]:
+        """Keys of the cells whose job may still write a record."""
+        return {key for key, (_, _, state) in self.cells.items() if state.alive}
+
+    def counts(self) -> dict[str, int]:
+        """Cells by their job's state."""
+        found: dict[str, int] = {}
+        for _, _, state in self.cells.values():
+            found[state.name] = found.get(state.name, 0) + 1
+        return found
+
+
+def _keys(one: Submission) -> list[str]:
+    return [key for keys in one.packs for key in keys]
+
+
+def _codes(cells: Sequence[Cell]) -> dict[str, str]:
+    return {cell.method: code_fingerprint(find(cell.method).module) for cell in cells}
+
+
+def _parameters(profile: SlurmProfile, one: Submission) -> dict[str, Any]:
+    """Options of sbatch as submitit calls them."""
+    asked: dict[str, Any] = {
+        "job_name": one.job_name,
+        "partition": profile.partition,
+        "account": profile.account,
+        "qos": profile.qos,
+        "constraint": profile.constraint,
+        "gpus_per_node": profile.gpus,
+        "gres": profile.gres,
+        "exclusive": one.exclusive,
+    }
+    return {
+        **{key: value for key, value in asked.items() if value},
+        "nodes": 1,
+        "ntasks_per_node": 1,
+        "cpus_per_task": profile.cpus,
+        "mem": profile.memory,
+        "time": profile.minutes,
+        "array_parallelism": profile.parallel,
+        "signal_delay_s": profile.signal_seconds,
+        "setup": list(profile.setup) or None,
+        "srun_args": ["--cpu-bind=none", *profile.srun],
+        "additional_parameters": {
+            ("requeue" if profile.requeue else "no-requeue"): True, **profile.sbatch
+        },
+    }  # fmt: skip
