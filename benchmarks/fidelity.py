@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 from tabulate import tabulate
-from torch.utils.flop_counter import FlopCounterMode
 
 from harness.compose import Budget, compose_cell
 from harness.data.batches import TrainingSamples
@@ -24,6 +23,7 @@ from harness.data.dataset import Dataset
 from harness.data.demo import DEMO, ensure_demo
 from harness.evaluation.ranks import Validation
 from harness.training.loop import Trainer
+from harness.training.timing import counted_flops
 from harness.zoo import METHODS, REFERENCES, Method, select
 
 
@@ -44,10 +44,8 @@ def measure(method: Method, dataset: Dataset) -> dict[str, object]:
     )
     validation = Validation(split, cell.protocol, cell.train.evaluation_batch)
     samples = cell.train.passes * len(trainer.samples)
-    with FlopCounterMode(display=False) as training:
-        trainer.epoch(0, never)
-    with FlopCounterMode(display=False) as scoring:
-        validation(model)
+    training = counted_flops(lambda: trainer.epoch(0, never))
+    scoring = counted_flops(lambda: validation(model))
     start = time.perf_counter()
     trainer.epoch(1, never)
     seconds = time.perf_counter() - start
@@ -60,8 +58,8 @@ def measure(method: Method, dataset: Dataset) -> dict[str, object]:
         "hidden": cell.model.hidden,
         "parameters": f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}",
         "samples an epoch": samples,
-        "MFLOP a sample": training.get_total_flops() / samples / 1e6,
-        "MFLOP a user scored": scoring.get_total_flops() / len(validation) / 1e6,
+        "MFLOP a sample": training / samples / 1e6,
+        "MFLOP a user scored": scoring / len(validation) / 1e6,
         "s an epoch": seconds,
         "µs a sample": 1e6 * seconds / samples,
         "µs a user scored": 1e6 * validated / len(validation),

@@ -136,7 +136,7 @@ def _quick() -> Mapping[str, Any]:
 def keys(method: Method) -> frozenset[str]:
     """Every key of a method's cell that the user may set."""
     cell = Cell(model=method.load()[1]())
-    return frozenset(key for key, _ in _leaves(cell)) - {"method", "data", "seed"}
+    return frozenset(key for key, _ in _leaves(cell)) - {"method", "data", "seed", "task"}
 
 
 def _leaves(config: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -1,8 +1,8 @@
 """What a stored number must have been made by to count as current: code, data, candidates.
 
 The code fingerprint covers the sources that `harness.run` and the method's module import, in this
-repository, without the zoo (a new row there changes no old number). Comments and docstrings do not
-count.
+repository, without the zoo (a new row there changes no old number) and without what times a model
+(which counts for timings alone). Comments and docstrings do not count.
 """
 
 from __future__ import annotations
@@ -12,29 +12,33 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from harness.config import ProtocolConfig
+from harness.config import ProtocolConfig, Task
 from harness.data.dataset import Dataset
 from harness.store import Fingerprints
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("harness", "baselines", "models")
-LEFT_OUT = "harness.zoo"
+TIMING = "harness.training.timing"
+LEFT_OUT = ("harness.zoo", TIMING)
 
 
-def fingerprints(module: str, dataset: Dataset, protocol: ProtocolConfig) -> Fingerprints:
+def fingerprints(
+    module: str, dataset: Dataset, protocol: ProtocolConfig, task: Task = Task.score
+) -> Fingerprints:
     """Of a method (its module's name) on a data set, now."""
     return Fingerprints(
-        code=code_fingerprint(module),
+        code=code_fingerprint(module, task),
         data=dataset.data_sha256,
         candidates=dataset.candidates_sha256(protocol),
     )
 
 
 @cache
-def code_fingerprint(module: str) -> str:
+def code_fingerprint(module: str, task: Task = Task.score) -> str:
     """SHA-256 over the syntax trees of everything that a run of this method imports from here."""
     digest = hashlib.sha256()
-    for name in sorted(_closure("harness.run") | _closure(module)):
+    timing = _closure(TIMING) if task is Task.time else frozenset()
+    for name in sorted(_closure("harness.run") | _closure(module) | timing):
         digest.update(f"{name}\n{_tree(name)[0]}\n".encode())
     return digest.hexdigest()
 
@@ -46,7 +50,7 @@ def _closure(module: str) -> frozenset[str]:
     open_ends = [module]
     while open_ends:
         name = open_ends.pop()
-        if name not in found and name != LEFT_OUT:
+        if name not in found and (name not in LEFT_OUT or name == module):
             found.add(name)
             open_ends.extend(_tree(name)[1])
     return frozenset(found)

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -19,14 +19,15 @@ from typing import Any
 import torch
 from numpy import ndarray
 
-from harness.config import Cell, cell_key, plain
+from harness.config import Cell, Task, cell_key, plain
 from harness.data.batches import EvaluationHistories, TrainingSamples
 from harness.data.dataset import Dataset, Split
 from harness.errors import InputError
 from harness.evaluation.ranks import Validation, final_ranks
 from harness.fingerprint import fingerprints
 from harness.seeding import stream
-from harness.store import Record, Store
+from harness.store import Ranks, Record, Store
+from harness.training import timing
 from harness.training.loop import Checkpoint, Progress, fit
 from harness.zoo import find
 from models.interface import Recommender
@@ -52,10 +53,10 @@ def run(
     report: Callable[[Progress], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Record:
-    """Train and test one cell, store its record, and return it.
+    """Train and test one cell (or time it, as its task says), store its record, and return it.
 
     Raises:
-        InputError: The data set cannot be used.
+        InputError: The data set cannot be used, or a method without training is to be timed.
         TrainingDivergedError, BadScoresError: The method failed; nothing is stored.
         StoppedError: `stop` said so; the checkpoint stays.
     """
@@ -70,7 +71,7 @@ def run(
             "needs two; use more users or other readings"
         )
     catalogue = replace(dataset.catalogue(cell.protocol), users=len(split.events.offsets) - 1)
-    made_by = fingerprints(method.module, dataset, cell.protocol)
+    made_by = fingerprints(method.module, dataset, cell.protocol, cell.task)
 
     torch.manual_seed(int(stream(cell.seed, "torch").integers(2**63 - 1)))
     model_class, _ = method.load()
@@ -79,44 +80,82 @@ def run(
     clock.lap("prepare")
 
     checkpoint = Checkpoint(places.checkpoint(key), vars(made_by))
-    progress, count = Progress(), 0
-    if model_class.trained:
-        samples = TrainingSamples(split, model.samples, cell.protocol, cell.train)
-        validation = Validation(split, cell.protocol, cell.train.evaluation_batch)
-        count = len(samples)
-        if not count or not len(validation):
-            message = (
-                f"data set '{cell.data}' has {count} training samples and {len(validation)} "
-                f"validation users for {method.label}; use more users or other readings"
-            )
-            raise InputError(message)
-        progress = fit(model, samples, validation, cell.train, cell.seed, checkpoint, report, stop)
-    clock.lap("train")
-
-    ranks = final_ranks(model, split, cell.protocol, cell.train.evaluation_batch)
-    clock.lap("evaluate")
-    arrays = kept_arrays(model, split, cell)
+    if cell.task is Task.time:
+        made = time_model(model, split, cell, clock, stop)
+    else:
+        made = score_model(model, split, cell, clock, checkpoint, report, stop)
+    progress = made.progress
     record = Record(
         key=key,
         config=plain(cell),
         label=method.label,
         fingerprints=made_by,
         versions={"python": platform.python_version(), **versions()},
-        host=host(),
+        host=host() | made.host,
         seconds=clock.seconds,
         peak_memory_mib=peak_memory_mib(),
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        train_samples=count,
+        train_samples=made.samples,
         epochs=progress.epoch,
         best_epoch=progress.best_epoch,
         curve=progress.curve,
         resumed=progress.resumed,
         finished=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        ranks=ranks,
+        measured=made.measured,
+        ranks=made.ranks,
     )
-    Store(places.results).save(record, arrays)
+    Store(places.results).save(record, made.arrays)
     checkpoint.remove()
     return record
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a run leaves: ranks of a trained model, or what was measured."""
+
+    samples: int = 0
+    """Of one epoch."""
+    progress: Progress = field(default_factory=Progress)
+    ranks: Ranks | None = None
+    measured: dict[str, list[float]] | None = None
+    arrays: dict[str, ndarray] = field(default_factory=dict)
+    host: dict[str, Any] = field(default_factory=dict)
+    """Facts of the machine that only this task records."""
+
+
+def score_model(
+    model: Recommender, split: Split, cell: Cell, clock: Clock, checkpoint: Checkpoint,
+    report: Callable[[Progress], None], stop: Callable[[], bool],
+) -> Made:  # fmt: skip
+    """Train a prepared model and rank. Raises as `run` does."""
+    progress, count = Progress(), 0
+    if model.trained:
+        samples = TrainingSamples(split, model.samples, cell.protocol, cell.train)
+        validation = Validation(split, cell.protocol, cell.train.evaluation_batch)
+        count = len(samples)
+        if not count or not len(validation):
+            message = (
+                f"data set '{cell.data}' has {count} training samples and {len(validation)} "
+                f"validation users for {find(cell.method).label}; use more users or other readings"
+            )
+            raise InputError(message)
+        progress = fit(model, samples, validation, cell.train, cell.seed, checkpoint, report, stop)
+    clock.lap("train")
+    ranks = final_ranks(model, split, cell.protocol, cell.train.evaluation_batch)
+    clock.lap("evaluate")
+    return Made(count, progress, ranks, arrays=kept_arrays(model, split, cell))
+
+
+def time_model(
+    model: Recommender, split: Split, cell: Cell, clock: Clock, stop: Callable[[], bool]
+) -> Made:
+    """Time a prepared model (`harness.training.timing`). Raises as `run` does."""
+    if not model.trained:
+        raise InputError(f"{find(cell.method).label} is not trained: it has no epoch to time")
+    samples = TrainingSamples(split, model.samples, cell.protocol, cell.train)
+    measured = timing.measure(model, split, samples, cell, stop)
+    clock.lap("train")
+    return Made(len(samples), measured=measured, host=timing.host_facts())
 
 
 def kept_arrays(model: Recommender, split: Split, cell: Cell) -> dict[str, ndarray]:

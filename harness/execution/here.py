@@ -1,6 +1,7 @@
 """Run cells on this machine: as many one-thread worker processes as there are cores.
 
-Workers are spawned once and import the models once. Two `reproduce` processes on one results folder
+Workers are spawned once and import the models once. What is timed runs after all other cells, each in a
+process of its own with nothing beside it. Two `reproduce` processes on one results folder
 share the work: a cell that the other one holds is left to it, and looked up when it is done.
 """
 
@@ -16,7 +17,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from multiprocessing.connection import wait as wait_for
@@ -27,7 +28,7 @@ import torch
 from harness.config import Cell, cell_key
 from harness.errors import InputError, warnings_in_one_line
 from harness.execution.live import Board, Failure, Live
-from harness.execution.plan import current
+from harness.execution.plan import alone, current
 from harness.execution.progress import Display
 from harness.fingerprint import code_fingerprint
 from harness.run import Places, run
@@ -66,7 +67,8 @@ class Outcome:
 
 def name_of(cell: Cell) -> str:
     """A cell as a person calls it."""
-    return f"{find(cell.method).label} {cell.data} seed {cell.seed}"
+    timing = " (timing)" if alone(cell) else ""
+    return f"{find(cell.method).label} {cell.data} seed {cell.seed}{timing}"
 
 
 def cores() -> int:
@@ -132,10 +134,10 @@ def _together(left: dict[str, Cell], deaths: dict[str, int]) -> dict[str, Cell]:
     """The cells to hand to one pool.
 
     A killed worker takes its neighbours with it, so a cell that was worked on when that happened runs
-    again when the others are done, and alone.
+    again when the others are done, and alone. A cell that is timed runs last, and alone.
     """
-    trusted = {key: cell for key, cell in left.items() if not deaths[key]}
-    return trusted or dict([next(iter(left.items()))])
+    trusted = {key: cell for key, cell in left.items() if not deaths[key] and not alone(cell)}
+    return trusted or dict(sorted(left.items(), key=lambda item: alone(item[1]))[:1])
 
 
 def _outcomes(
@@ -275,8 +277,11 @@ def _work(cell: Cell, places: Places, wait_for_lock: bool) -> Outcome:
 
 def _run(key: str, cell: Cell, places: Places, board: Board) -> Outcome:
     """Run a cell and keep its live file up to date."""
-    live = Live(key, find(cell.method).label, cell.data, cell.seed, os.getpid(), platform.node(),
-                time.time(), epochs=cell.train.epochs)  # fmt: skip
+    label, epochs = find(cell.method).label, cell.train.epochs
+    if alone(cell):
+        label, epochs = f"{label} (timing)", 0
+    live = Live(key, label, cell.data, cell.seed, os.getpid(), platform.node(),
+                time.time(), epochs=epochs)  # fmt: skip
     board.forgive(key)
     board.put(live)
 
@@ -288,7 +293,12 @@ def _run(key: str, cell: Cell, places: Places, board: Board) -> Outcome:
         live.ends_at = time.time() + row["seconds"] * (last - progress.epoch)
         board.put(live)
 
-    record = run(cell, places, report, _stopped)
+    timed = f"timing-{platform.node()}"
+    lock = board.lock(timed, wait=True, stop=_stopped) if alone(cell) else nullcontext(True)
+    with lock as mine:  # two `reproduce` processes do not time side by side
+        if not mine:
+            raise StoppedError
+        record = run(cell, places, report, _stopped)
     best = max((row["NDCG@10"] for row in record.curve), default=None)
     return Outcome(key, Ended.done, "", record.seconds["total"], best, record.epochs)
 
@@ -298,4 +308,4 @@ def _failure(cell: Cell, error: str, trace: str = "") -> Failure:
     method = find(cell.method)
     line = error.strip().splitlines()[-1] if error.strip() else "no message"
     return Failure(cell_key(cell), method.label, cell.data, cell.seed, line, trace, platform.node(),
-                   time.time(), code_fingerprint(method.module))  # fmt: skip
+                   time.time(), code_fingerprint(method.module, cell.task))  # fmt: skip

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from harness.config import Cell
+from harness.config import Cell, Task
 from harness.execution.live import Board, Live
 from harness.zoo import find
 
@@ -89,7 +89,8 @@ class Display:
             self.failed += 1
         if ended == "done":
             self.spent.append(seconds)
-        name = f"{find(cell.method).label:12} {cell.data} seed {cell.seed}"
+        timing = " (timing)" if cell.task is Task.time else ""
+        name = f"{find(cell.method).label:12} {cell.data} seed {cell.seed}{timing}"
         facts = {
             "done": f"{duration(seconds)}"
             + (f", {epochs} epochs, validation NDCG@10 {validation:.4f}"
