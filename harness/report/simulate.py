@@ -355,7 +355,8 @@ class _Scores:
         else:
             sides = ((CHAMPION, point.world), (row, point.world))
         terms = [
-            self.term(weight, *side, metric) for weight, side in zip((1.0, -1.0), sides, strict=True)
+            self.term(weight, *side, metric)
+            for weight, side in zip((1.0, -1.0), sides, strict=True)
         ]
         made = [term for term in terms if term is not None]
         if len(made) < len(terms):

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from harness.report.content import CHAMPION
 from harness.report.figures import COLOURS, OTHERS, OURS, canvas
-from harness.report.simulate import SIMULATE_METRICS, Noise, Simulation, Sweep, part_of
+from harness.report.simulate import KNOBS, SIMULATE_METRICS, Noise, Simulation, Sweep, part_of
 
 METRIC = SIMULATE_METRICS[0]
 OF_ROW = ((COLOURS[0], "s", "--"), (COLOURS[2], "^", "-."))
@@ -35,7 +35,7 @@ def simulate_figure(simulation: Simulation) -> Figure:
                 means.set_title(f"{name}\n{sweep.knob.title}", fontsize=9)
                 if column == 0:
                     means.set_ylabel(METRIC)
-                    gains.set_ylabel(f"gain in {METRIC}")
+                    gains.set_ylabel(f"{CHAMPION} minus\nremoval, {METRIC}")
             if noise:
                 own = [one for one in simulation.noise if one.data == name]
                 _noise(figure.add_subplot(grid[2 * number, width - 1]), own)
@@ -54,12 +54,12 @@ def _means(axes: Axes, simulation: Simulation, sweep: Sweep) -> None:
         )  # fmt: skip
     start = simulation.level(sweep, sweep.points[0], CHAMPION, METRIC).mean
     if sweep.knob.oracle and sweep.points[0].value == 0 and start is not None:
-        axes.axhline(start.mean, color="black", linestyle=(0, (4, 3)), linewidth=0.9)
-        axes.annotate("oracle", (1, start.mean), xycoords=("axes fraction", "data"), fontsize=7,
-                      xytext=(0, 2), textcoords="offset points", ha="right", va="bottom")  # fmt: skip
+        axes.axhline(
+            start.mean, color="black", linestyle=(0, (4, 3)), linewidth=0.9, label="oracle"
+        )
     _own_value(axes, sweep)
     axes.tick_params(labelbottom=False)
-    axes.legend(fontsize=7, frameon=False, loc="best")
+    _legend(axes)
 
 
 def _gains(axes: Axes, simulation: Simulation, sweep: Sweep) -> None:
@@ -73,7 +73,6 @@ def _gains(axes: Axes, simulation: Simulation, sweep: Sweep) -> None:
         )  # fmt: skip
     _own_value(axes, sweep)
     axes.set_xlabel(_wrapped(sweep.knob.axis), fontsize=8)
-    axes.legend(fontsize=7, frameon=False, loc="best")
 
 
 def _noise(axes: Axes, noise: list[Noise]) -> None:
@@ -90,8 +89,10 @@ def _noise(axes: Axes, noise: list[Noise]) -> None:
         )  # fmt: skip
     axes.set_title("Planted noise taken out\nby CDMD-M (1: all)", fontsize=9)
     axes.set_ylabel("share of squared distance")
-    axes.set_xlabel("size of the noise in the vectors", fontsize=8)
-    axes.legend(fontsize=7, frameon=False, loc="best")
+    axes.set_xlabel(KNOBS["nuisance"].axis, fontsize=8)
+    axes.set_xlim(left=0)
+    axes.set_xticks([0, *dict.fromkeys(one.point.value for one in noise if one.point.value)])
+    axes.legend(fontsize=7, frameon=False)
 
 
 def _points(
@@ -108,6 +109,12 @@ def _points(
     above = [high - value for value, (_, high) in zip(y, intervals, strict=True)]
     axes.errorbar(x, y, yerr=[below, above] if y else None, color=colour, marker=marker,
                   linestyle=line, markersize=4, linewidth=1.2, capsize=2, label=label)  # fmt: skip
+
+
+def _legend(axes: Axes) -> None:
+    """Between the panel and the one below it, which has the same colours."""
+    axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3,
+                columnspacing=1.0, handlelength=2.2)  # fmt: skip
 
 
 def _beside(sweep: Sweep, x: list[float], place: int) -> list[float]:

@@ -39,7 +39,7 @@ from harness.report.simulate import (
 )
 from harness.stats import Comparison, Power
 
-TITLE = "Planted worlds. Does each part earn its keep where it should?"
+TITLE = "Planted worlds: where each part of M3BSR earns its keep"
 FIGURE = "simulate"
 CAPTION = (
     "Top row of a data set: HR@10 (mean, 95 % interval) of the full model and of the model without the "
@@ -61,10 +61,12 @@ JUDGED = (
 )
 SHARES = (
     "Share of the planted noise that CDMD-M takes out of the features of items, by the model of the first "
-    "run (seed 1): 1 all, 0 none, below 0 it adds. Mean over items ± standard deviation. Distance: "
-    "1 - |denoised - clean|² / |raw - clean|². Direction: the same with 1 - cosine. After a map: both sides first "
-    "mapped to the clean features by the best affine map fitted on other items, since later layers can undo any "
-    "such map. Moved: |denoised - raw|² / |raw|². All features: after the model's own projection and norm."
+    "run (seed 1): 1 all, 0 none, below 0 it adds. Mean over items ± standard deviation. By distance: 1 "
+    "minus the squared distance of denoised to clean features over that of raw to clean ones. By "
+    "direction: the same with 1 - cosine. After a map: both first mapped to the clean features by the "
+    "best affine map fitted on other items, since later layers can undo any such map. Moved: squared "
+    "distance of denoised to raw features over the squared length of raw ones. All features: after the "
+    "model's own projection and norm."
 )
 NOT_MEASURED = (
     "Whether CDMD-B moves accidental clicks more than genuine ones is not measured: it needs features of "
@@ -211,9 +213,7 @@ def _judgements(simulation: Simulation) -> Grid:
                 )  # fmt: skip
                 entries += _judgement(verdict)
             made.append(Line(part_of(part), tuple(entries)))
-    return Grid(
-        "Does the gain grow with what the part is for?", "Part", bands, tuple(made), (JUDGED,)
-    )
+    return Grid("Does the gain grow with the knob?", "Part", bands, tuple(made), (JUDGED,))
 
 
 def _judgement(verdict: Verdict) -> list[Entry]:
@@ -266,7 +266,7 @@ def _sweep_grid(simulation: Simulation, sweeps: Sequence[Sweep]) -> Grid:
             for row in (CHAMPION, *knob.parts)
         ]
         for row in (*knob.parts, *([ORACLE] if knob.oracle else [])):
-            name = f"headroom: {knob.oracle}" if row == ORACLE else f"gain of {part_of(row)}"
+            name = "headroom" if row == ORACLE else f"gain of {part_of(row)}"
             gains = (simulation.gain(*place, row, metric) for place in places)
             made.append(Line(name, tuple(map(_difference, gains))))
     below = [f"Columns: {knob.axis}; own: the data set as it is. At 0 {knob.zero}.", MEANING]

@@ -23,6 +23,7 @@ from harness.data.prepare import prepare
 from harness.data.raw import Raw
 from harness.data.synthetic import generate, kuaishou_world, rec_tmall_world
 from harness.errors import InputError
+from harness.execution.plan import Plan
 from harness.experiments import common, figure3, simulate, table2
 from harness.report.noise import Removed, feature, removed, same_feature
 from harness.report.simulate import (
@@ -40,7 +41,7 @@ from harness.report.text import markdown
 from harness.reproduce import main
 from harness.run import Places
 from harness.stats.contrast import Term, contrast, line_weights
-from harness.store import Record
+from harness.store import Record, Store
 from tests.harness.report_world import ranks, record, table_data
 
 USERS = 400
@@ -514,9 +515,60 @@ def test_what_was_taken_out_is_on_the_page(data):
     assert len(simulate_figure(simulation).axes) == 3
 
 
+def views(data: Path, world: str) -> dict[str, np.ndarray]:
+    """What a model that takes out three quarters of the noise would leave."""
+    random = np.random.default_rng(1)
+    arrays: dict[str, np.ndarray] = {"item": np.arange(1, 401)}
+    truth = truth_of(data, world)
+    for mode in ("image", "text"):
+        stored = np.load(data / world / f"{mode}.npy")[1:]
+        arrays[f"{mode}_project_weight"] = random.standard_normal((6, stored.shape[1]))
+        arrays[f"{mode}_project_bias"] = random.standard_normal(6)
+        arrays[f"{mode}_norm_weight"] = random.uniform(0.5, 2, 6)
+        arrays[f"{mode}_norm_bias"] = random.standard_normal(6)
+        raw, clean = (feature(v, arrays, mode) for v in (stored, truth[f"clean_{mode}"]))
+        arrays[f"{mode}_raw"], arrays[f"{mode}_denoised"] = raw, (raw + clean) / 2
+    return arrays
+
+
+def test_the_noise_is_measured_from_stored_features_and_the_truth(data, tmp_path):
+    asked = replace(request(data, "nuisance", seeds=1), places=Places(data, tmp_path))
+    cells = simulate.cells(asked)
+    rows = simulate.rows(asked)
+    records = {r.key: r for r in made(asked, {})}
+    full = {c.data: cell_key(c) for c in cells if rows[cell_key(c)].label == "M3BSR"}
+    store = Store(tmp_path)
+    store.save(records[full["tiny"]], views(data, "tiny"))
+    shifted = views(data, "tiny-nuisance-2")
+    store.save(records[full["tiny-nuisance-2"]], shifted | {"item": np.roll(shifted["item"], 1)})
+    store.save(records[full["tiny-nuisance-0"]], views(data, "tiny-nuisance-0"))
+    found = simulate._noise(asked, Plan(tuple(cells), records, ()), simulate.sweeps(asked))
+    by_world = {(noise.point.world, noise.mode): noise for noise in found}
+    assert len(by_world) == 4 * 2
+    for mode in ("image", "text"):
+        own = by_world["tiny", mode]
+        assert own.removed.distance.mean == pytest.approx(0.75, abs=1e-6)
+        assert own.removed.items == np.load(data / "tiny" / f"{mode}_present.npy").sum() < 400
+        assert own.run == full["tiny"]
+        assert by_world["tiny-nuisance-0", mode].removed.distance is None
+        assert "are of other items" in by_world["tiny-nuisance-2", mode].why
+        assert "no features of the model of seed 1" in by_world["tiny-nuisance-3", mode].why
+
+
 # --- end to end ---
 
 
+def test_a_page_without_runs_has_gaps(data, tmp_path):
+    asked = replace(request(data), places=Places(data, tmp_path))
+    shown = simulate.publish(asked, Plan(tuple(simulate.cells(asked)), {}, ()), {})
+    assert "not run" in shown
+    assert "## What is missing" in shown
+    page = (tmp_path / "tables" / "simulate" / "tiny" / "table.md").read_text(encoding="utf8")
+    assert page.startswith("DEMO DATA: tiny")
+    assert "| tiny-accident-0 " in page  # the worlds are there
+
+
+@pytest.mark.slow
 def test_a_smoke_run_leaves_the_whole_page(data, words, tmp_path, capsys):
     assert main(["simulate", *words, "--budget", "smoke", "--methods", "accident,nuisance"]) == 0
     out = capsys.readouterr().out
