@@ -23,13 +23,14 @@ TARGETS = {
     "table2": "the main comparison, significance-tested, beside the paper's Table 2",
     "table4": "seconds of a training epoch and of a prediction, alone on this machine",
     "figure3": "M3BSR against itself without each of five parts, significance-tested",
+    "simulate": "planted worlds: does each part of M3BSR earn its keep exactly where it should?",
+    "multiverse": "M3BSR against its strongest rival under every reading that the text leaves open",
     "tuning": "the same number of trials for every method, chosen on validation; feeds the tables",
 }
 LATER = (
     "table3",
     "figure4",
     "figure5",
-    "multiverse",
     "claims",
     "all",
 )
@@ -63,9 +64,12 @@ def parser() -> argparse.ArgumentParser:
                        help="settings of a cell: train.epochs=3 model.hidden=128 protocol.scope=behavior")  # fmt: skip
     words.add_argument("--data", default="demo", metavar="NAME[,NAME]",
                        help="prepared data sets; demo (default) and paper stand for two each")  # fmt: skip
-    words.add_argument(
-        "--on", default="here", metavar="here|slurm", help="where to run (default: here)"
-    )
+    words.add_argument("--on", default="here", metavar="here|slurm[:PROFILE]",
+                       help="where to run (default: here); PROFILE: a file in slurm/")  # fmt: skip
+    words.add_argument("--wait", action="store_true",
+                       help="on slurm: stay until the jobs are over, then print")  # fmt: skip
+    words.add_argument("--cancel", action="store_true",
+                       help="on slurm: cancel the artefact's jobs; nothing stored is lost")  # fmt: skip
     words.add_argument("--budget", metavar="smoke|quick|paper",
                        help="default: quick on demo data, paper elsewhere")  # fmt: skip
     words.add_argument(
@@ -102,6 +106,12 @@ def main(arguments: list[str] | None = None) -> int:
                     f"target '{options.target}' is not built yet; choose from: {', '.join(TARGETS)}"
                 )
             raise unknown("target", options.target, TARGETS)
+        if options.cancel:
+            from harness.execution.remote import cancel
+            from harness.run import Places
+
+            print(cancel(options.target, Places(options.data_dir, options.results)))
+            return 0
         return reproduce(
             understand(options, command), plan_only=options.plan, workers=options.workers
         )
@@ -116,15 +126,19 @@ def main(arguments: list[str] | None = None) -> int:
 def understand(options: argparse.Namespace, command: str) -> Request:
     """A command line as a Request. Raises InputError for anything that cannot be used."""
     from harness.compose import Budget
+    from harness.execution.slurm import read_profile
     from harness.experiments import artefact, common
     from harness.run import Places
 
-    if options.on != "here":
-        raise InputError(
-            "--on slurm is not built yet; run here, or start this command inside an allocation"
-            if options.on.split(":")[0] == "slurm"
-            else f"no place '{options.on}' to run; choose from: here"
-        )
+    where, _, profile = options.on.partition(":")
+    if where not in ("here", "slurm") or (where == "here" and ":" in options.on):
+        raise InputError(f"no place '{options.on}' to run; choose from: here, slurm, slurm:PROFILE")
+    asked = tuple(word for word in options.overrides if word.startswith("slurm."))
+    overrides = tuple(word for word in options.overrides if word not in asked)
+    if where == "here" and (asked or options.wait):
+        raise InputError(f"'{asked[0] if asked else '--wait'}' is for --on slurm")
+    if where == "slurm":
+        read_profile(profile, asked)  # a mistake in it is said before anything else is done
     if options.trials is not None and options.target != "tuning":
         raise InputError(
             f"--trials {options.trials} is for the target tuning, not {options.target}"
@@ -136,7 +150,7 @@ def understand(options: argparse.Namespace, command: str) -> Request:
     budgets = [budget.name for budget in Budget]
     if options.budget is not None and options.budget not in budgets:
         raise unknown("budget", options.budget, budgets)
-    for word in options.overrides:
+    for word in overrides:
         if "=" not in word:
             raise InputError(f"'{word}' is not key=value; an example: train.epochs=3")
     places = Places(options.data_dir, options.results)
@@ -147,7 +161,8 @@ def understand(options: argparse.Namespace, command: str) -> Request:
     budget = Budget[options.budget] if options.budget else common.default_budget(demo=demo)
     seeds = options.seeds or common.default_seeds(budget)
     return common.Request(options.target, options.data, names, budget, seeds, methods,
-                          tuple(options.overrides), places, command, options.trials)  # fmt: skip
+                          overrides, places, command, options.trials,
+                          (profile, asked) if where == "slurm" else None, wait=options.wait)  # fmt: skip
 
 
 def reproduce(request: Request, *, plan_only: bool, workers: int | None) -> int:
@@ -157,6 +172,7 @@ def reproduce(request: Request, *, plan_only: bool, workers: int | None) -> int:
     from harness.execution.live import Board
     from harness.execution.plan import plan
     from harness.execution.progress import Display
+    from harness.execution.remote import run_on_cluster
     from harness.experiments import artefact
     from harness.store import Store, disk_full_is_said
 
@@ -175,11 +191,17 @@ def reproduce(request: Request, *, plan_only: bool, workers: int | None) -> int:
     Store(request.places.results).ensure_writable()
     board = Board(request.places.results)
     while missing := [cell for cell in planned.missing if cell_key(cell) not in failed]:
-        print(f"{len(planned.stored)} of {len(planned.wanted)} cells are stored, {len(missing)} to "
-              f"run on {min(count, len(missing))} workers", file=sys.stderr)  # fmt: skip
-        display = Display(len(missing), board, count)
-        failed |= run_here(missing, request.places, display, workers)
+        if request.slurm is not None:
+            failed |= run_on_cluster(missing, request.places, *request.slurm, request.target,
+                                     request.command, wait=request.wait)  # fmt: skip
+        else:
+            print(f"{len(planned.stored)} of {len(planned.wanted)} cells are stored, {len(missing)} to "
+                  f"run on {min(count, len(missing))} workers", file=sys.stderr)  # fmt: skip
+            display = Display(len(missing), board, count)
+            failed |= run_here(missing, request.places, display, workers)
         planned = plan(made.cells(request), request.places)  # what is done may name further cells
+        if request.slurm is not None and not request.wait:
+            break
     with disk_full_is_said(request.places.results):
         shown = made.publish(request, planned, failed)
     print(shown)

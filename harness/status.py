@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from harness.errors import InputError
+
 EXAMPLE = "example: python -m harness.status --watch"
 
 
@@ -39,6 +41,7 @@ def show(results: Path) -> None:
 
     from harness.execution.live import Board
     from harness.execution.progress import live_table
+    from harness.execution.remote import failures_by_host
 
     console = Console()
     board = Board(results)
@@ -67,11 +70,28 @@ def show(results: Path) -> None:
             f"(process {live.process} on {live.host} is gone); the same reproduce command goes on there",
             markup=False, soft_wrap=True,
         )  # fmt: skip
+    for line in _cluster(results):
+        console.print(line, markup=False, soft_wrap=True)
+    if len({failure.host for failure in failures}) > 1:
+        console.print(failures_by_host([failure.host for failure in failures]), markup=False)
     for failure in failures:
         console.print(
             f"failed: {failure.method} {failure.data} seed {failure.seed}: {failure.error}",
             markup=False, soft_wrap=True,
         )  # fmt: skip
+
+
+def _cluster(results: Path) -> list[str]:
+    """What the scheduler says; a scheduler that does not answer is said too, and stops nothing."""
+    if not (results / "slurm").is_dir():
+        return []
+    from harness.execution.remote import lines
+    from harness.run import Places
+
+    try:
+        return lines(Places(Path("data"), results))
+    except InputError as error:
+        return [f"cluster: {error}"]
 
 
 def _is_record(path: Path) -> bool:

@@ -138,7 +138,7 @@ def _fitting(key: str, value: Any, usual: Any) -> Any:
     if not fits:
         wanted = "a mapping" if isinstance(usual, Mapping) else type(usual).__name__
         raise InputError(f"slurm.{key}={value}: {wanted} is needed")
-    return value
+    return float(value) if isinstance(usual, float) else value
 
 
 # --------------------------------------------------------------------------------- the cluster

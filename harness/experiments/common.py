@@ -52,6 +52,10 @@ class Request:
     """The command line that recomputes the artefact."""
     trials: int | None = None
     """Of tuning: settings tried of each method; None is the budget's number."""
+    slurm: tuple[str, tuple[str, ...]] | None = None
+    """On a cluster: the profile's name, and `slurm.key=value` words; None runs here."""
+    wait: bool = False
+    """On a cluster: stay until the jobs are over."""
 
     @property
     def tuned(self) -> tuple[Path, ...]:

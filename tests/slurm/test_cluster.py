@@ -1,0 +1,288 @@
+"""`--on slurm` on a real SLURM: submitted once, followed by records, nothing lost when things fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.compose import Budget, compose_cell
+from harness.config import Cell, cell_key
+from harness.errors import InputError
+from harness.execution.cluster import Cluster
+from harness.execution.remote import cancel
+from harness.execution.slurm import SlurmProfile, read_site, settle, states
+from harness.reproduce import main
+from harness.run import Places
+from harness.status import main as status
+from harness.store import Store
+from harness.zoo import find
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 180.0
+LONG = ("train.epochs=400", "train.patience=400", "train.samples=0")
+"""A run of many epochs, to be interrupted."""
+
+
+def wait_until(done: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + PATIENCE
+    while not (found := done()):
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.2)
+    return found
+
+
+def cells(words: Sequence[str] = (), methods: str = "sasrec", seeds: int = 1) -> list[Cell]:
+    return [
+        replace(compose_cell(find(name), "tiny", Budget.smoke, words), seed=seed)
+        for name in methods.split(",")
+        for seed in range(1, seeds + 1)
+    ]
+
+
+def submit(places: Places, some: Sequence[Cell], **profile: Any) -> tuple[Cluster, str]:
+    site = read_site()
+    asked = settle(SlurmProfile(**{"cpus": 2, "signal_seconds": 30} | profile), site)
+    cluster = Cluster(places)
+    made = cluster.submit(some, asked, site, "table2", "a command", lambda _: 1.0)
+    return cluster, made[0].array
+
+
+def ended(cluster: Cluster) -> bool:
+    return not cluster.look().out
+
+
+def epoch_of(places: Places, key: str) -> int:
+    path = places.results / "live" / f"{key}.json"
+    try:
+        return int(json.loads(path.read_text())["epoch"])
+    except (OSError, ValueError):
+        return 0
+
+
+def ranks_of(places: Places, key: str) -> np.ndarray:
+    record = Store(places.results).load(key)
+    assert record is not None
+    assert record.ranks is not None
+    return np.stack([record.ranks.above, record.ranks.tied, record.ranks.above_full])
+
+
+def here(words: Sequence[str], folder: Path, data: Path) -> Places:
+    """The same cells run on this machine, never interrupted."""
+    places = ["--data-dir", str(data), "--results", str(folder)]
+    assert main(["table2", "--data", "tiny", "--budget", "smoke", *places, *words]) == 0
+    return Places(data, folder)
+
+
+@pytest.fixture
+def places(data: Path, tmp_path: Path) -> Places:
+    return Places(data, tmp_path / "results")
+
+
+def test_a_table_is_submitted_once_and_printed_when_it_is_there(
+    words: list[str], places: Places, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choice = ["--methods", "sasrec,gru4rec", "slurm.cpus=2"]
+    assert main(["table2", *words, *choice]) == 0
+    first = capsys.readouterr()
+    assert "0 cells are out already, 8 submitted as 2 jobs (array " in first.err
+    assert "What is missing" in first.out
+    assert main(["table2", *words, *choice]) == 0
+    again = capsys.readouterr().err
+    assert " 0 submitted" in again or "8 of 8" in again or not again
+    wait_until(lambda: ended(Cluster(places)), "the end of the jobs")
+    assert main(["table2", *words, *choice]) == 0
+    last = capsys.readouterr()
+    assert last.err == ""
+    assert "What is missing" not in last.out
+    assert len(Cluster(places).submissions()) == 1
+    assert status(["--results", str(places.results)]) == 0
+    assert "cluster: nothing is out" in capsys.readouterr().out
+
+
+def test_waiting_prints_the_table_at_the_end(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.execution.remote.SECONDS_BETWEEN", 0.5)
+    assert main(["table2", *words, "--methods", "sasrec", "slurm.cpus=2", "--wait"]) == 0
+    shown = capsys.readouterr()
+    assert "What is missing" not in shown.out
+    assert "cells stored; " in shown.err
+
+
+def test_numbers_from_a_node_are_those_of_this_machine(
+    places: Places, data: Path, tmp_path: Path
+) -> None:
+    (cell,) = cells()
+    cluster, _ = submit(places, [cell])
+    wait_until(lambda: ended(cluster), "the job")
+    local = here(["--methods", "sasrec"], tmp_path / "here", data)
+    assert np.array_equal(ranks_of(places, cell_key(cell)), ranks_of(local, cell_key(cell)))
+
+
+def test_a_failing_cell_harms_no_other_and_is_said(
+    places: Places, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = cells(["model.learning_rate=1e30"])
+    good = cells(methods="markov,gru4rec")
+    cluster, _ = submit(places, [*bad, *good], cpus=1)
+    wait_until(lambda: ended(cluster), "the jobs")
+    assert {path.name for path in (places.results / "cells").iterdir()} == set(map(cell_key, good))
+    failure = cluster.board.failure(cell_key(bad[0]))
+    assert failure is not None
+    assert "epoch" in failure.error
+    assert status(["--results", str(places.results)]) == 0
+    assert "1 failed" in capsys.readouterr().out
+
+
+def test_packs_are_filled_longest_first_under_the_arrays_limit(places: Places) -> None:
+    site = replace(read_site(), largest_array=3)
+    asked = settle(SlurmProfile(cpus=1, pack_minutes=1), site)
+    some = cells(methods="markov", seeds=11)
+    cluster = Cluster(places)
+    made = cluster.submit(some, asked, site, "table2", "a command", lambda cell: 10.0 + cell.seed)
+    assert [len(one.packs) for one in made] == [2, 2]
+    assert sorted(key for one in made for keys in one.packs for key in keys) == sorted(
+        map(cell_key, some)
+    )
+    assert made[0].packs[0][0] == cell_key(some[-1])
+    wait_until(lambda: ended(cluster), "the jobs")
+    assert len(list((places.results / "cells").iterdir())) == 11
+
+
+def test_gpus_are_handed_out_and_honoured(places: Places) -> None:
+    cluster, array = submit(places, cells(methods="markov", seeds=2), gpus=1, pack_minutes=1)
+    wait_until(lambda: ended(cluster), "the jobs")
+    script = next(cluster.logs.glob(f"{array}*submission.sh")).read_text()
+    assert "--gpus-per-node=1" in script
+
+
+def test_a_preempted_job_goes_on_where_it_was(places: Places, data: Path, tmp_path: Path) -> None:
+    (cell,) = cells(LONG)
+    key = cell_key(cell)
+    cluster, array = submit(places, [cell], cpus=8)
+    wait_until(lambda: epoch_of(places, key) >= 3, "epochs")
+    node = states([array])[array].node
+    command = [
+        "sbatch",
+        "--parsable",
+        "-p",
+        "high",
+        "-w",
+        node,
+        "-c",
+        "8",
+        "--mem=100",
+        "--wrap",
+        "sleep 3",
+    ]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    wait_until(lambda: states([array])[array].name != "RUNNING", "the preemption")
+    wait_until(lambda: ended(cluster), "the job's end")
+    record = Store(places.results).load(key)
+    assert record is not None
+    assert record.resumed >= 1
+    local = here(["--methods", "sasrec", *LONG], tmp_path / "here", data)
+    assert np.array_equal(ranks_of(places, key), ranks_of(local, key))
+
+
+def test_a_killed_submitter_loses_nothing(words: list[str], places: Places) -> None:
+    command = [sys.executable, "-m", "harness.reproduce", "table2", *words, "--wait", "--methods",
+               "gru4rec", "slurm.cpus=2"]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_until(lambda: any(one.array for one in Cluster(places).submissions()), "sbatch")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert main(["table2", *words, "--methods", "gru4rec", "slurm.cpus=2"]) == 0
+    assert len(Cluster(places).submissions()) == 1
+    wait_until(lambda: ended(Cluster(places)), "the jobs")
+    assert len(list((places.results / "cells").iterdir())) == 7
+
+
+def test_a_submitter_killed_before_it_knew_the_job_finds_it_by_name(places: Places) -> None:
+    cluster, array = submit(places, cells(LONG))
+    (one,) = cluster.submissions()
+    path = cluster.folder / f"{one.id}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"array": ""}))
+    assert len(cluster.look().out) == 1
+    assert cluster.submissions()[0].array == array
+    cancel("table2", places)
+
+
+def test_cancel_ends_the_jobs_of_one_artefact_and_keeps_what_is_stored(places: Places) -> None:
+    (cell,) = cells(LONG)
+    cluster, _ = submit(places, [cell])
+    wait_until(lambda: epoch_of(places, cell_key(cell)) >= 1, "an epoch")
+    assert cancel("figure3", places) == "no job of figure3 is out"
+    assert "1 cells of table2 were not finished" in cancel("table2", places)
+    wait_until(lambda: ended(cluster), "the end")
+    assert (places.results / "checkpoints" / f"{cell_key(cell)}.pt").exists()
+    assert cluster.look().counts() == {"CANCELLED": 1}
+
+
+def test_a_job_over_its_memory_is_tried_once_with_more_then_fails(places: Places) -> None:
+    (cell,) = cells(LONG)
+    key = cell_key(cell)
+    cluster, _ = submit(places, [cell], memory="60M", more_memory=1.5)
+    wait_until(lambda: ended(cluster), "the memory kill")
+    site = read_site()
+    asked = settle(SlurmProfile(cpus=2, memory="60M", more_memory=1.5), site)
+    assert cluster.give_up(asked, [cell]) == {}
+    (again,) = cluster.submit([cell], asked, site, "table2", "a command", lambda _: 1.0)
+    assert again.memory == "90M"
+    wait_until(lambda: ended(cluster), "the second memory kill")
+    failed = cluster.give_up(asked, [cell])
+    assert failed[key] == "out of memory with 90M; set slurm.memory to more"
+    failure = cluster.board.failure(key)
+    assert failure is not None
+
+
+def test_a_refusal_is_said_in_sbatchs_words_and_leaves_nothing(places: Places) -> None:
+    with pytest.raises(InputError, match="sbatch refused: .*error"):
+        submit(places, cells(), sbatch={"nodelist": "n9"})
+    assert Cluster(places).submissions() == []
+
+
+def test_submitted_from_inside_a_job_the_outer_ones_variables_are_put_aside(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "999999")
+    monkeypatch.setenv("SBATCH_PARTITION", "nowhere")
+    cluster, _ = submit(places, cells(methods="markov"))
+    assert os.environ["SLURM_MEM_PER_NODE"] == "999999"
+    wait_until(lambda: ended(cluster), "the job")
+    assert len(list((places.results / "cells").iterdir())) == 1
+
+
+def test_a_lost_node_loses_at_most_an_epoch(
+    places: Places, cluster: Any, data: Path, tmp_path: Path
+) -> None:
+    (cell,) = cells(LONG)
+    key = cell_key(cell)
+    ours, array = submit(places, [cell])
+    wait_until(lambda: epoch_of(places, key) >= 2, "epochs")
+    node = states([array])[array].node
+    cluster.kill_node(node)
+    try:
+        wait_until(lambda: states([array])[array].node != node, "the node's loss")
+        wait_until(lambda: ended(ours), "the job's end")
+    finally:
+        cluster.start_node(node)
+    assert np.array_equal(
+        ranks_of(places, key),
+        ranks_of(here(["--methods", "sasrec", *LONG], tmp_path / "here", data), key),
+    )
