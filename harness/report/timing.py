@@ -40,6 +40,7 @@ TITLE = "Table 4: time of a training epoch and of a prediction"
 PAPERS_DATA = "kuaishou"
 """Whose times the paper prints."""
 PAPERS_BATCH = 128
+ELSEWHERE = "timed on another machine"
 CLAIM = (
     "Its inference time is comparable to complex baselines, making it practical for online "
     "recommendation"
@@ -209,7 +210,7 @@ def build_timing(
         if key in (failed or {}):
             why = f"failed: {' '.join((failed or {})[key].split())}"
         if made is not None and not same_machine(described(made.host), machine):
-            why = f"timed on another machine ({say_machine(described(made.host))})"
+            why = f"{ELSEWHERE} ({say_machine(described(made.host))})"
             made = None
         rows[method.label, cell.data] = Timed(method, cell.data, made, "" if made else why)
     return Timing(
@@ -293,13 +294,20 @@ def measured_on(timing: Timing) -> tuple[str, ...]:
                 f"The machine was not busy: load average {min(loads):.1f} to {max(loads):.1f}, "
                 "our own work included."
             )
+    elsewhere = [row for row in timing.rows.values() if row.why.startswith(ELSEWHERE)]
+    if elsewhere:
+        names = ", ".join(f"{row.method.label} on {row.dataset}" for row in elsewhere)
+        said.append(
+            f"Timed on another machine, so not beside these: {names}. Time them here (on a cluster: ask for "
+            "one kind of node, slurm.constraint=NAME): delete their records, and run the same command."
+        )
     return tuple(said)
 
 
 def is_busy(row: Timed, machine: Machine) -> bool:
-    """More work than processors: by the load average, or by the tasks running beside ours."""
+    """More work than processors: by the load average of the end, or by the tasks running beside ours."""
     loads, others = row.measured("load"), row.measured("others")
-    if loads and max(loads) > machine.processors:
+    if loads and loads[-1] > machine.processors:  # before, it is our own earlier runs' as well
         return True
     return bool(others) and median(others) + machine.threads > machine.processors
 
