@@ -201,6 +201,10 @@ class Simulation:
     overrides: tuple[str, ...]
     comparisons: int
     """Entries of the Holm family."""
+    trained: int
+    """Runs."""
+    cut_off: int
+    """Of these, runs that the limit of epochs ended while patience would have gone on."""
 
     def level(self, sweep: Sweep, point: Point, row: str, metric: str) -> Level:
         """One mean of a sweep."""
@@ -274,7 +278,8 @@ def build_simulation(
     Raises:
         InputError: Two records that may not stand in one table.
     """
-    found = gather(tuple(records), wanted, worlds, failed or {}, rows)
+    kept = tuple(records)
+    found = gather(kept, wanted, worlds, failed or {}, rows)
     scores = _Scores(found, people)
     places = [(sweep, point) for sweep in sweeps for point in sweep.points]
     levels = [
@@ -306,6 +311,16 @@ def build_simulation(
         budget_name=budget_name,
         overrides=tuple(overrides),
         comparisons=2 * sum(1 for v in verdicts if v.claim and v.claim.support_p is not None),
+        trained=len(kept),
+        cut_off=sum(map(_cut_off, kept)),
+    )
+
+
+def _cut_off(record: Record) -> bool:
+    """Whether a run might have become better with more epochs."""
+    train = record.config["train"]
+    return bool(
+        record.epochs >= train["epochs"] and record.epochs - record.best_epoch < train["patience"]
     )
 
 
@@ -458,6 +473,7 @@ def simulate_json(simulation: Simulation) -> dict[str, Any]:
         "lines": lines(simulation),
         "facts": [vars(facts) for facts in simulation.facts],
         "correction": {"method": "holm", "comparisons": simulation.comparisons},
+        "runs": {"trained": simulation.trained, "cut_off": simulation.cut_off},
     }
 
 

@@ -129,6 +129,12 @@ def headlines(simulation: Simulation) -> tuple[str, ...]:
             if noise.removed
         )
         said.append(f"CDMD-M, by distance, takes out {each} (below 0 it adds).")
+    if simulation.cut_off:
+        said.append(
+            f"Read with care: {simulation.cut_off} of {simulation.trained} runs were ended by the limit of "
+            "epochs and not by early stopping. A part that slows learning down looks harmful there; "
+            "train.epochs=100 (or --budget paper) lifts the limit."
+        )
     return (*said, NOT_MEASURED)
 
 

@@ -398,6 +398,20 @@ def test_a_row_with_fewer_runs_says_so(data):
     assert "(2 runs) |" in markdown(simulate_page(judge(asked, {}, records)))
 
 
+def test_runs_that_the_limit_of_epochs_ended_are_counted(data):
+    asked = request(data, "accident")
+    records = made(asked, {})
+    limit = records[0].config["train"]["epochs"]
+    ends = [(limit, limit), (limit, limit - 9), (limit - 1, limit - 1)]
+    changed = [replace(r, epochs=e, best_epoch=b) for r, (e, b) in zip(records, ends, strict=False)]
+    simulation = judge(asked, {}, [*changed, *records[3:]])
+    assert (simulation.trained, simulation.cut_off) == (24, 1)
+    assert any(
+        "1 of 24 runs were ended by the limit of epochs" in line for line in headlines(simulation)
+    )
+    assert not any("limit of epochs" in line for line in headlines(judge(asked, {}, records)))
+
+
 def test_headroom_is_the_full_model_at_zero_minus_it_here(data):
     asked = request(data, "accident")
     simulation = judge(asked, {"M3BSR": (0.0, 0.5)})
