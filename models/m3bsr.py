@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -52,6 +52,7 @@ from models.experts import (
 from models.interface import Batch, Behaviour, Catalogue, History, Losses, ModelConfig
 from models.layers import DotProduct
 from models.softmax import catalogue_cross_entropy
+from models.views import ItemMeans, frequent_items
 
 ID_WIDTH = 16
 """Width of an id field's table (section 5.1.3)."""
@@ -271,6 +272,18 @@ class InputLayer(nn.Module):
             self._features(click, [part[:cut] for part in rows], self.empty[0]),
             self._features(favor, [part[cut:] for part in rows], self.empty[1]),
         )
+
+    def weights(self) -> dict[str, Tensor]:
+        """What `item_views` shows of the input layer, float32."""
+        found = {}
+        for name, part, norm in zip(
+            ("image", "text"), (self.image, self.text), self.norms[:2], strict=True
+        ):
+            found[f"{name}_project_weight"] = part.project.weight[0].float()
+            found[f"{name}_project_bias"] = part.project.bias[0].float()
+            for end, parameter in norm.named_parameters():  # none under R16 `none`
+                found[f"{name}_norm_{end}"] = parameter.float()
+        return found
 
     @staticmethod
     def _features(side: History, rows: list[Tensor], empty: Float[Tensor, "3 d"]) -> Features:
@@ -495,12 +508,58 @@ class M3BSR(DotProduct):
 
     def interest(self, clicks: Features, favors: Features) -> Float[Tensor, "batch d"]:
         """Vectors y of some users when nothing is trained."""
+        _, guide, denoised = self.denoised(clicks, favors)
+        interests: Interests = self.experts(denoised, guide, clicks.attend, favors.attend)
+        return interests.user
+
+    def denoised(
+        self, clicks: Features, favors: Features
+    ) -> tuple[
+        Float[Tensor, "2 batch slot d"],
+        Float[Tensor, "3 batch key d"],
+        Float[Tensor, "3 batch slot d"],
+    ]:
+        """Clicks after CDMD-M (image, text), favors after it, and clicks after CDMD-B."""
         of_click = self.modality.evaluate(self.modality_task(clicks, 0))
         of_favor = self.modality.evaluate(self.modality_task(favors, 1))
         guide = torch.cat([of_favor, favors.x[2:]])
-        denoised = self.behavior.evaluate(self.behavior_task(of_click, clicks, guide, favors))
-        interests: Interests = self.experts(denoised, guide, clicks.attend, favors.attend)
-        return interests.user
+        task = self.behavior_task(of_click, clicks, guide, favors)
+        return of_click, guide, self.behavior.evaluate(task)
+
+    def item_views(self, histories: Iterable[History]) -> dict[str, Tensor]:
+        """What the most frequent items look like on their way through the model, for Figure 5.
+
+        An item's view is the mean over its events in the histories: its clicks and favors, or its
+        clicks alone after CDMD-B (NaN for an item without a click).
+
+        Returns:
+            Arrays, float32 but `item`:
+            item: int64 [item], at most 2,000 (models/views.py), the most frequent first, ties by id.
+            image_raw, text_raw, id_raw: [item, d], features as the input layer makes them.
+            image_denoised, text_denoised: [item, d], after CDMD-M or what stands in its place.
+            image_click, text_click, id_click: [item, d], clicks after CDMD-B too.
+            image_project_weight [d, frozen], image_project_bias [d], image_norm_weight [d],
+            image_norm_bias [d], and the same of text: what makes LN(W v + b) of any frozen vector v;
+            without the norm's under R16 `none`.
+        """
+        raw = ("image_raw", "text_raw", "id_raw")
+        denoised = ("image_denoised", "text_denoised")
+        behaved = ("image_click", "text_click", "id_click")
+        kept, rows = list(histories), self.catalogue.items + 1
+        items = frequent_items(kept, rows)
+        means = ItemMeans((*raw, *denoised, *behaved), items, rows, self.input.empty[0, 0])
+        for history in kept:
+            click, favor = self.split(history)
+            for users, clicks, favors in portions(*self.input(click, favor)):
+                of_click = click.items[users, -clicks.x.shape[2] :]
+                of_favor = favor.items[users, -favors.x.shape[2] :]
+                after_m, guide, after_b = self.denoised(clicks, favors)
+                means.add(raw, of_click, clicks.x)
+                means.add(raw, of_favor, favors.x)
+                means.add(denoised, of_click, after_m)
+                means.add(denoised, of_favor, guide[:2])
+                means.add(behaved, of_click, after_b)
+        return {"item": items, **means.all(), **self.input.weights()}
 
     def modality_task(self, side: Features, group: int) -> Task:
         """CDMD-M: image and text under the id of the same slots; id passes (section 4.2.1)."""
