@@ -422,6 +422,7 @@ def _spread(metric: str, rows: Mapping[str, tuple[str, Moments | None]]) -> Spre
         return None
     means = {short: own.mean for short, own in cells.items()}
     low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+    test = stats.heatmap(list(cells.values())) if runs > 1 else None
     return Spread(
         metric=metric,
         lowest=(low, means[low]),
@@ -429,8 +430,8 @@ def _spread(metric: str, rows: Mapping[str, tuple[str, Moments | None]]) -> Spre
         count=len(cells),
         runs=runs,
         left_out=tuple(short for short in there if short not in cells),
-        test=stats.heatmap(list(cells.values())) if runs > 1 else None,
-        equal=equal_spread(len(cells)),
+        test=test,
+        equal=equal_spread(len(cells), test.df) if test else equal_spread(len(cells)),
     )
 
 
@@ -564,20 +565,24 @@ def _spread_line(spread: Spread) -> str:
     left = f" Left out, with fewer runs: {', '.join(spread.left_out)}." if spread.left_out else ""
     equal = (
         f"{spread.count} readings that are all equal lie {spread.equal.expected:.1f} standard deviations of "
-        f"a reading's mean apart on average, {spread.equal.high:.1f} in one of twenty cases"
+        f"a reading's mean apart on average, and less than {spread.equal.high:.1f} in 95 % of cases"
     )
     if spread.test is None:
-        return f"{start}. {equal}, and one run a reading does not tell that deviation: read nothing from the range.{left}"  # noqa: E501
+        return (
+            f"{start}. {equal}; one run a reading does not tell that deviation: read nothing from the "
+            f"range.{left}"
+        )
     one, many = math.sqrt(spread.test.v), math.sqrt(spread.test.D)
-    width = f" = {spread.range / many:.1f} of them" if many else ""
-    verdict = (
-        "so the range is no more than chance gives (that all are equal is not rejected)"
-        if spread.test.flat
-        else "that all are equal is rejected (F test, p < 0.05)"
-    )
+    width = f", so that the range is {spread.range / many:.1f} of them" if many else ""
+    verdict = "not rejected" if spread.test.flat else "rejected"
+    wide = spread.range > spread.equal.high * many
+    if wide == spread.test.flat:
+        apart = "further apart than 95 % of" if wide else "no further apart than"
+        left = f" The two ends alone lie {apart} such ends do.{left}"
     return (
-        f"{start}. One run's standard deviation is {one:.4f}, that of a mean of {spread.runs} runs {many:.4f} "
-        f"(with users x reading){width}; {equal}: {verdict}.{left}"
+        f"{start}. One run's standard deviation is {one:.4f}, that of a mean of {spread.runs} runs, with "
+        f"users x reading, {many:.4f}{width}; {equal}. That all are equal is {verdict} (F test over all of "
+        f"them).{left}"
     )
 
 

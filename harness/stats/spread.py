@@ -7,18 +7,18 @@ of a cell mean, 95 %: 5.2).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
-from jaxtyping import Float
-from numpy import ndarray
-from scipy import optimize, special
+from scipy import special, stats
 
 from harness.stats.variance import LEVEL
 
 EDGE = 9.0
 """Standard deviations beyond which a normal density counts as 0."""
+KNOWN = 1e6
+"""Degrees of freedom from which on a standard deviation counts as known."""
 
 
 @dataclass(frozen=True)
@@ -30,26 +30,20 @@ class EqualSpread:
     """95 % of ranges are below."""
 
 
-@cache
-def equal_spread(count: int) -> EqualSpread:
-    """The range of `count` independent standard normal draws, by quadrature.
+def equal_spread(count: int, df: float = math.inf) -> EqualSpread:
+    """The range of `count` equal means: the expected one by quadrature, then Tukey's studentised range.
 
-    Raises ValueError for fewer than two.
+    Args:
+        count: Means.
+        df: Degrees of freedom of the standard deviation that the range is divided by; infinite where
+            it is known.
+
+    Raises ValueError for fewer than two means.
     """
     if count < 2:
         raise ValueError("a range needs two means or more")
     z = np.linspace(-EDGE, EDGE, 4001)
     below = special.ndtr(z)
     expected = np.trapezoid(1 - below**count - (1 - below) ** count, z)
-
-    def share(width: float) -> float:
-        """P(range <= width): the lowest at z, the others within `width` above it."""
-        inside = special.ndtr(z + width) - below
-        return float(np.trapezoid(count * _density(z) * inside ** (count - 1), z))
-
-    high = optimize.brentq(lambda width: share(width) - (1 - LEVEL), 0.1, 2 * EDGE)
+    high = stats.studentized_range.ppf(1 - LEVEL, count, min(df, KNOWN))
     return EqualSpread(float(expected), float(high))
-
-
-def _density(z: Float[ndarray, " point"]) -> Float[ndarray, " point"]:
-    return np.asarray(np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi))

@@ -174,7 +174,7 @@ def test_a_reading_changes_a_copy():
 def test_what_the_others_start_from_is_table_2s():
     asked = request(None, data=DATA)
     full = {
-        cell_key(cell) for cell in table2.cells(request(None, target="table2", data=DATA))
+        cell_key(cell) for cell in table2.cells(request("ebm,m3bsr", target="table2", data=DATA))
         if cell.method in {"m3bsr", "ebm"}
     }  # fmt: skip
     keys = [cell_key(cell) for cell in multiverse.cells(asked)]
@@ -306,7 +306,7 @@ def test_a_reading_that_turns_the_verdict_is_named():
     assert rows["R6 noise"].outcomes["HR@10"].changes
     assert not rows["R9 separate"].outcomes["HR@10"].changes
     assert rows["P2 keep"].outcomes["HR@10"].against_base is None  # another test
-    assert "that all are equal is rejected" in said[4]
+    assert "That all are equal is rejected (F test" in said[4]
 
 
 def test_the_range_of_equal_readings_is_set_beside_chance():
@@ -315,7 +315,21 @@ def test_the_range_of_equal_readings_is_set_beside_chance():
     line = next(line for line in summary(world, 3) if "HR@10 over the" in line)
     assert "HR@10 over the 12 readings that share one test lies between" in line
     assert "12 readings that are all equal lie 3.3 standard deviations" in line
-    assert "the range is no more than chance gives" in line
+    assert "That all are equal is not rejected (F test" in line
+
+
+def test_two_ends_and_the_test_of_all_may_disagree():
+    """One reading of thirteen is off: the F test over all has less power than the two ends."""
+    asked = request("r6,r9,r10,r4,r8,r21")
+    said = set()
+    for level in np.linspace(0.0, 0.3, 7):
+        world = build(asked, made(asked, {"R8 mean": float(level)})).worlds[0]
+        spread, line = world.spreads[0], summary(world, 3)[4]
+        assert spread.test is not None
+        wide = spread.range > spread.equal.high * np.sqrt(spread.test.D)
+        assert ("The two ends alone" in line) == (wide == spread.test.flat)
+        said.add((bool(wide), spread.test.flat))
+    assert {(False, True), (True, False)} <= said
 
 
 def test_readings_of_the_protocol_have_users_of_their_own():
@@ -474,6 +488,7 @@ def test_25_equal_means_spread_as_the_protocol_says():
     spread = equal_spread(25)
     assert (round(spread.expected, 1), round(spread.high, 1)) == (3.9, 5.2)
     assert equal_spread(2).expected == pytest.approx(2 / np.sqrt(np.pi), abs=1e-6)
+    assert equal_spread(25, 20.0).high > spread.high  # an estimated one
     drawn = np.ptp(np.random.default_rng(0).standard_normal((40_000, 12)), axis=1)
     assert equal_spread(12).expected == pytest.approx(drawn.mean(), abs=0.01)
     assert equal_spread(12).high == pytest.approx(np.quantile(drawn, 0.95), abs=0.03)
