@@ -34,6 +34,8 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "si
 PACKAGES = ("munge", "slurmctld", "slurmd", "slurm-client")
 MARK = "LOCAL_CLUSTER_MARK"
 """Variable that every daemon, step and job inherits: whatever carries it is ended at the end."""
+NODE = "LOCAL_CLUSTER_NODE"
+"""Variable that a node's slurmd and the keepers of its steps carry."""
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
 """Stand in for GPUs; SLURM wants device files."""
 SBIN = ("/usr/sbin", "/sbin")
@@ -179,16 +181,18 @@ class LocalCluster:
     def start_node(self, name: str) -> None:
         """Start a node's slurmd (again)."""
         self._start(
-            f"slurmd-{name}", "-D", "-N", name, "-f", str(self.configuration), program="slurmd"
-        )
+            f"slurmd-{name}", "-D", "-N", name, "-f", str(self.configuration), program="slurmd",
+            node=name,
+        )  # fmt: skip
 
     def kill_node(self, name: str) -> None:
         """SIGKILL a node's slurmd and all its steps and jobs, as a power cut does."""
         self._kill_daemon(f"slurmd-{name}")
-        for process in self._marked():
-            variables = _environment(process)
-            if variables.get("SLURMD_NODENAME") == name:
-                _signal(process, signal.SIGKILL)
+        # the steps' keepers first: they would tell the controller that their job was killed
+        for variable in (NODE, "SLURMD_NODENAME"):
+            for process in self._marked():
+                if _environment(process).get(variable) == name:
+                    _signal(process, signal.SIGKILL)
 
     def log(self, name: str) -> str:
         """What a daemon wrote: slurmctld, slurmd-n1, munged."""
@@ -244,14 +248,16 @@ class LocalCluster:
         )
         self._wait("munge", (self.root / "munge.sock").exists, "munged")
 
-    def _start(self, name: str, *arguments: str, program: str | None = None) -> None:
+    def _start(
+        self, name: str, *arguments: str, program: str | None = None, node: str = ""
+    ) -> None:
         found = _which(program or name)
         if found is None:
             raise ClusterError(f"{program or name} is not installed")
         with (self.root / f"{name}.out").open("ab") as out:
             self.daemons[name] = subprocess.Popen(
                 [found, *arguments], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                start_new_session=True,
+                start_new_session=True, env=os.environ | {NODE: node},
             )  # fmt: skip
 
     def _wait(self, what: str, ready: Callable[[], bool], daemon: str) -> None:

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("cluster")
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 180.0
-LONG = ("train.epochs=400", "train.patience=400", "train.samples=0")
+LONG = ("train.epochs=40", "train.patience=40", "train.samples=0")
 """A run of many epochs, to be interrupted."""
 
 
@@ -198,6 +198,41 @@ def test_a_preempted_job_goes_on_where_it_was(places: Places, data: Path, tmp_pa
     assert np.array_equal(ranks_of(places, key), ranks_of(local, key))
 
 
+def test_the_time_limit_queues_a_job_again_and_it_goes_on(places: Places) -> None:
+    """`short` allows one minute; SLURM's signal comes up to a minute before the end."""
+    endless = cells(["train.epochs=100000", "train.patience=100000", "train.samples=0"])
+    key = cell_key(endless[0])
+    cluster, array = submit(places, endless, partition="short")
+    wait_until(lambda: epoch_of(places, key) >= 1, "epochs")
+    wait_until(lambda: states([array])[array].name != "RUNNING", "the limit")
+    reached = epoch_of(places, key)
+    wait_until(lambda: states([array])[array].name == "RUNNING", "the second start")
+    wait_until(
+        lambda: epoch_of(places, key) > reached >= 1, "epochs after those of the first start"
+    )
+    assert key in cluster.look().out
+    cancel("table2", places)
+
+
+def test_a_site_that_forbids_requeueing_gets_the_rest_submitted_again(
+    places: Places, data: Path, tmp_path: Path
+) -> None:
+    (cell,) = cells(LONG)
+    key = cell_key(cell)
+    cluster, array = submit(places, [cell], requeue=False)
+    wait_until(lambda: epoch_of(places, key) >= 2, "epochs")
+    subprocess.run(["scancel", "--signal=USR2", array], check=True)
+    wait_until(lambda: ended(cluster), "the end")
+    assert not (places.results / "cells" / key).exists()
+    submit(places, [cell])
+    wait_until(lambda: ended(cluster), "the second job")
+    record = Store(places.results).load(key)
+    assert record is not None
+    assert record.resumed == 1
+    local = here(["--methods", "sasrec", *LONG], tmp_path / "here", data)
+    assert np.array_equal(ranks_of(places, key), ranks_of(local, key))
+
+
 def test_a_killed_submitter_loses_nothing(words: list[str], places: Places) -> None:
     command = [sys.executable, "-m", "harness.reproduce", "table2", *words, "--wait", "--methods",
                "gru4rec", "slurm.cpus=2"]  # fmt: skip
@@ -252,7 +287,7 @@ def test_a_job_over_its_memory_is_tried_once_with_more_then_fails(places: Places
 
 
 def test_a_refusal_is_said_in_sbatchs_words_and_leaves_nothing(places: Places) -> None:
-    with pytest.raises(InputError, match="sbatch refused: .*error"):
+    with pytest.raises(InputError, match=r"sbatch refused: .*error"):
         submit(places, cells(), sbatch={"nodelist": "n9"})
     assert Cluster(places).submissions() == []
 
