@@ -1,4 +1,4 @@
-"""Sessions: tests, lint, types, layers, smoke, bench.
+"""Sessions: tests, lint, types, layers, smoke, browser, latex, bench.
 
 They run in the environment that nox itself stands in (torch is large, and one copy is enough):
 `pip install -c constraints.txt -e ".[dev]"` first. `nox --force-venv-backend venv` gives each its own.
@@ -12,9 +12,12 @@ from pathlib import Path
 import nox
 
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "types", "layers", "tests", "smoke"]
+nox.options.sessions = ["lint", "types", "layers", "tests", "smoke", "browser", "latex"]
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+MUST = bool(os.environ.get("CI") or os.environ.get("NOTHING_SKIPPED"))
+"""Here no session may skip for want of a program."""
 WORKERS = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
 
 
@@ -26,9 +29,10 @@ def install(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests, the slow group included; words after -- go to pytest."""
+    """All tests, the slow group included; those of browser and latex have sessions of their own."""
     install(session)
-    words = session.posargs or ["-n", WORKERS, "--dist", "worksteal", "-m", "slow or not slow"]
+    chosen = "not browser and not engine"
+    words = session.posargs or ["-n", WORKERS, "--dist", "worksteal", "-m", chosen]
     session.run("python", "-m", "pytest", *words, env=ONE_THREAD)
 
 
@@ -66,6 +70,47 @@ def smoke(session: nox.Session) -> None:
         session.run(*command)  # a second time, from stored records
     finally:
         shutil.rmtree(folder)
+
+
+def program(session: nox.Session, names: tuple[str, ...], *packages: str) -> str:
+    """The path of one of these programs; where none is there, Debian's packages are installed.
+
+    Without a way to install it the session skips, but on a machine of CI it fails.
+    """
+    if found := _there(names):
+        return found
+    root = [] if os.geteuid() == 0 else ["sudo", "--non-interactive"] if MUST else None
+    if root is not None and shutil.which("apt-get") is not None:
+        for words in (("update",), ("install", "-y", "--no-install-recommends", *packages)):
+            session.run(*root, "apt-get", "-qq", *words, env={"DEBIAN_FRONTEND": "noninteractive"},
+                        external=True, success_codes=range(256), silent=True)  # fmt: skip
+    if found := _there(names):
+        return found
+    said = f"no {' or '.join(names)} on this machine; as root: apt-get install {' '.join(packages)}"
+    raise (session.error if MUST else session.skip)(said)
+
+
+def _there(names: tuple[str, ...]) -> str | None:
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The report in headless Chromium; screenshots in build/report."""
+    install(session)
+    path = program(session, BROWSERS, "chromium")
+    session.run("python", "-m", "pip", "install", "-q", "-c", "constraints.txt", "playwright")
+    session.run("python", "-m", "pytest", "-n", "0", "-m", "browser", *session.posargs,
+                "tests/harness/test_report_page.py", env={**ONE_THREAD, "REPORT_BROWSER": path})  # fmt: skip
+
+
+@nox.session
+def latex(session: nox.Session) -> None:
+    """Every kind of exported table, compiled."""
+    install(session)
+    path = program(session, ("pdflatex",), "texlive-latex-base", "texlive-latex-recommended")
+    session.run("python", "-m", "pytest", "-n", "0", "-m", "engine", *session.posargs,
+                "tests/harness/test_latex_compiles.py", env={**ONE_THREAD, "REPORT_LATEX": path})  # fmt: skip
 
 
 @nox.session

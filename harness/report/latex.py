@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import replace
 
 from harness.report.document import EMPTY, Document, Entry, Grid, Notes, Picture, Span
@@ -17,7 +18,8 @@ SIGNS = {
     "#": r"\#", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": "$<$", ">": "$>$", "|": "$|$", '"': "''", "±": r"$\pm$", "†": r"$\dagger$",
     "‡": r"$\ddagger$", "−": "$-$", "τ": r"$\tau$", "×": r"$\times$", "≥": r"$\geq$",
-    "≤": r"$\leq$", "–": "--", "—": "---", "’": "'", "…": r"\ldots{}", "·": r"$\cdot$",
+    "≤": r"$\leq$", "–": "--", "—": "---", "’": "'", "‘": "`", "“": "``", "”": "''", "…": r"\ldots{}", "·": r"$\cdot$",
+    "µ": r"$\mu$", "°": r"$^\circ$", "²": "$^2$", "³": "$^3$", "\u00ad": "",
 }  # fmt: skip
 PAGE = 506.0
 """Points that a float over both columns of a page has (ACM's two-column layout)."""
@@ -25,13 +27,25 @@ SIZES = {"footnotesize": 4.45, "scriptsize": 4.25}
 """Font sizes to try, and the points that a sign takes in each, on average (measured)."""
 GAP = 2.5
 """Points on each side of a column."""
+ACCENTS = frozenset("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327")
+"""Accents that TeX's first font encoding (OT1, the default) can set over a letter."""
 LAST_LATIN = "\u017f"
+"""Accented letters beyond this one are not known to engines."""
+LETTERS = frozenset("ßæœøłÆŒØŁ¡¿£§¶©")
+"""Signs beyond ASCII that it has."""
 
 
 def escape(text: str) -> str:
-    """Text that LaTeX prints as it is; letters beyond Latin become question marks."""
+    """Text that LaTeX prints as it is; what its default fonts do not have becomes a question mark."""
     text = re.sub(r"\s+", " ", text)
-    return "".join(SIGNS.get(sign, sign if sign <= LAST_LATIN else "?") for sign in text)
+    return "".join(SIGNS.get(sign, sign if _has(sign) else "?") for sign in text)
+
+
+def _has(sign: str) -> bool:
+    """Whether an engine without further packages prints this sign."""
+    letter, *accents = unicodedata.normalize("NFD", sign)
+    printed = (letter.isascii() and letter.isprintable()) or letter in LETTERS
+    return sign <= LAST_LATIN and printed and len(accents) <= 1 and ACCENTS.issuperset(accents)
 
 
 def latex(document: Document, label: str) -> str:
