@@ -61,12 +61,12 @@ JUDGED = (
 )
 SHARES = (
     "Share of the planted noise that CDMD-M takes out of the features of items, by the model of the first "
-    "run (seed 1): 1 all, 0 none, below 0 it adds. Mean over items ± standard deviation. By distance: 1 "
-    "minus the squared distance of denoised to clean features over that of raw to clean ones. By "
-    "direction: the same with 1 - cosine. After a map: both first mapped to the clean features by the "
+    "run (seed 1): 1 all, 0 none, below 0 it adds. Mean over items ± standard deviation. A feature: after "
+    "the model's own projection and norm, and the mean over an item's events in the test histories. By "
+    "distance: 1 minus the squared distance of denoised to clean features over that of raw to clean ones. "
+    "By direction: the same with 1 - cosine. After a map: both first mapped to the clean features by the "
     "best affine map fitted on other items, since later layers can undo any such map. Moved: squared "
-    "distance of denoised to raw features over the squared length of raw ones. All features: after the "
-    "model's own projection and norm."
+    "distance of denoised to raw features over the squared length of raw ones."
 )
 NOT_MEASURED = (
     "Whether CDMD-B moves accidental clicks more than genuine ones is not measured: it needs features of "
@@ -121,14 +121,13 @@ def headlines(simulation: Simulation) -> tuple[str, ...]:
         )
         why = next((v.why for v in own if v.why), "")
         said.append(f"{part_of(part)} ({knob.title.lower()}): {each}{f' ({why})' if why else ''}.")
-    known = [noise for noise in simulation.noise if noise.removed and noise.removed.distance]
-    if known:
-        each = ", ".join(
-            f"{_percent(noise.removed.distance)} of the {noise.mode} noise in {noise.point.world}"
-            for noise in known
-            if noise.removed
-        )
-        said.append(f"CDMD-M, by distance, takes out {each} (below 0 it adds).")
+    found = [
+        f"{_taken(noise.removed.distance)} the {noise.mode} noise in {noise.point.world}"
+        for noise in simulation.noise
+        if noise.removed and noise.removed.distance
+    ]
+    if found:
+        said.append(f"CDMD-M, by distance, {', '.join(found)}.")
     if simulation.cut_off:
         said.append(
             f"Read with care: {simulation.cut_off} of {simulation.trained} runs were ended by the limit of "
@@ -149,8 +148,10 @@ def _where(group: Sequence[Verdict], total: int) -> str:
     return ", ".join(f"{verdict.data} {verdict.metric}" for verdict in group)
 
 
-def _percent(share: Share | None) -> str:
-    return "" if share is None else f"{100 * share.mean:.0f} %"
+def _taken(share: Share) -> str:
+    """`takes out 40 % of`, or `adds 12 % to` where there is more noise than before."""
+    percent = f"{100 * abs(share.mean):.0f} %"
+    return f"takes out {percent} of" if share.mean >= 0 else f"adds {percent} to"
 
 
 def _sentence(simulation: Simulation, verdict: Verdict) -> str:
