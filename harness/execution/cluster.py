@@ -26,7 +26,7 @@ from submitit.core.utils import FailedJobError
 
 from harness.config import Cell, Task, cell_key
 from harness.errors import InputError, warnings_in_one_line
-from harness.execution.here import name_of, run_here
+from harness.execution.here import gpus, name_of, run_here
 from harness.execution.live import Board, Failure
 from harness.execution.progress import Display
 from harness.execution.slurm import (
@@ -72,7 +72,7 @@ class Pack:
             if code_fingerprint(find(method).module) != code:
                 print(f"note: the code of {method} changed after submission; it runs as it is now",
                       file=sys.stderr)  # fmt: skip
-        workers = len(visible_gpus()) or int(os.environ.get("SLURM_CPUS_PER_TASK", "0")) or None
+        workers = len(gpus()) or int(os.environ.get("SLURM_CPUS_PER_TASK", "0")) or None
         board = Board(self.places.results)
         display = Display(len(self.cells), board, workers or 1)
         return run_here(self.cells, self.places, display, workers)
@@ -80,11 +80,6 @@ class Pack:
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """The same pack again: what it did is on the disk."""
         return submitit.helpers.DelayedSubmission(self)
-
-
-def visible_gpus() -> list[str]:
-    """GPUs that SLURM gave this job, by CUDA_VISIBLE_DEVICES; unset is none."""
-    return [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one.strip()]
 
 
 # -------------------------------------------------------------------------------- packing
@@ -221,14 +216,14 @@ class Cluster:
         Raises:
             InputError: sbatch refused; with its message. What was submitted before stays.
         """
-        gpus = profile.gpus or (int(profile.gres.rpartition(":")[2] or 1) if profile.gres else 0)
+        cards = profile.gpus or (int(profile.gres.rpartition(":")[2] or 1) if profile.gres else 0)
         greedy = self._hungry()
         usual = [cell for cell in cells if cell_key(cell) not in greedy]
         again = [cell for cell in cells if cell_key(cell) in greedy]
         more = replace(profile, memory=f"{int(megabytes(profile.memory) * profile.more_memory)}M")
         made = []
         for group, asked in ((usual, profile), (again, more)):
-            jobs = packs(group, seconds, profile, gpus or profile.cpus)
+            jobs = packs(group, seconds, profile, cards or profile.cpus)
             shared = [job for job in jobs if job[0].task is not Task.time]
             alone = [job for job in jobs if job[0].task is Task.time]
             for some, exclusive in ((shared, False), (alone, True)):

@@ -21,6 +21,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from multiprocessing.connection import wait as wait_for
+from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 
 import torch
@@ -71,6 +72,19 @@ def name_of(cell: Cell) -> str:
     return f"{find(cell.method).label} {cell.data} seed {cell.seed}{timing}"
 
 
+def gpus() -> list[str]:
+    """GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES has for them."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    names = [str(number) for number in range(count)] if chosen is None else chosen.split(",")
+    return [name.strip() for name in names if name.strip()][:count]
+
+
+def slots() -> int:
+    """Workers that this machine has room for: one a GPU, or one a core where there is none."""
+    return len(gpus()) or cores()
+
+
 def cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -90,9 +104,9 @@ def run_here(
     failed: dict[str, str] = {}
     if not by_key:
         return failed
-    count = max(1, min(workers or cores(), len(by_key)))
+    count = max(1, min(workers or slots(), len(by_key)))
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
+    stop, number = context.Event(), context.Value("i", 0)
     left, deaths = dict(by_key), dict.fromkeys(by_key, 0)
     breaks, began = 0, time.time()
     board = Board(places.results)
@@ -100,7 +114,8 @@ def run_here(
     with display, worker_environment(), board.queue(names):
         while left:
             batch = _together(left, deaths)
-            pool = ProcessPoolExecutor(min(count, len(batch)), context, _start_worker, (stop,))
+            pool = ProcessPoolExecutor(min(count, len(batch)), context, _start_worker,
+                                       (stop, number, gpus()))  # fmt: skip
             try:
                 for outcome in _outcomes(pool, batch, places):
                     if outcome.ended is Ended.busy:
@@ -224,10 +239,17 @@ def worker_environment() -> Iterator[None]:
 _stop: Event | None = None
 
 
-def _start_worker(stop: Event) -> None:
-    """Once a worker process: one thread, Ctrl-C left to the parent, an end when the parent ends."""
+def _start_worker(stop: Event, number: Synchronized[int], gpus: Sequence[str]) -> None:
+    """Once a worker process: one thread, Ctrl-C left to the parent, an end when the parent ends.
+
+    Workers take the GPUs in turn; CUDA has not been touched yet, so it sees the worker's alone.
+    """
     global _stop  # noqa: PLW0603 - how an initialiser hands something to the tasks of its process
     _stop = stop
+    if gpus:
+        with number.get_lock():
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number.value % len(gpus)]
+            number.value += 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings_in_one_line()
     torch.set_num_threads(1)

@@ -369,3 +369,26 @@ def outside_jobs() -> Iterator[None]:
         yield
     finally:
         os.environ.update(aside)
+
+
+def dry_run(profile: SlurmProfile) -> str:
+    """What sbatch would say to a job of a settled profile; nothing is submitted.
+
+    Raises InputError with sbatch's message when it would refuse.
+    """
+    options = {
+        "partition": profile.partition, "account": profile.account, "qos": profile.qos,
+        "constraint": profile.constraint, "gres": profile.gres,
+        "gpus-per-node": str(profile.gpus or ""), "cpus-per-task": str(profile.cpus),
+        "mem": profile.memory, "time": str(profile.minutes), **profile.sbatch,
+    }  # fmt: skip
+    words = [f"--{key}={value}" for key, value in options.items() if value]
+    with outside_jobs():
+        done = subprocess.run(  # noqa: S603 - sbatch, no shell
+            ["sbatch", "--test-only", "-N", "1", *words, "--wrap", "true"],  # noqa: S607
+            capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=False,
+        )  # fmt: skip
+    said = [line.removeprefix("sbatch: ") for line in done.stderr.splitlines() if line.strip()]
+    if done.returncode:
+        raise InputError(f"sbatch would refuse: {said[-1] if said else 'no message'}")
+    return (said or ["sbatch would take it"])[0]

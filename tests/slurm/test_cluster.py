@@ -18,6 +18,7 @@ import pytest
 
 from harness.compose import Budget, compose_cell
 from harness.config import Cell, cell_key
+from harness.doctor import main as doctor
 from harness.errors import InputError
 from harness.execution.cluster import Cluster
 from harness.execution.remote import cancel
@@ -321,3 +322,17 @@ def test_a_lost_node_loses_at_most_an_epoch(
         ranks_of(places, key),
         ranks_of(here(["--methods", "sasrec", *LONG], tmp_path / "here", data), key),
     )
+
+
+def test_the_doctor_checks_a_profile_against_the_live_cluster(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data-dir", str(tmp_path), "--results", str(tmp_path), "--on", "slurm"]
+    assert doctor([*words, "slurm.gpus=2"]) == 0
+    shown = capsys.readouterr().out
+    assert "ok    partition debug (default): 2 nodes, 8 cores, 16000 MiB, gpu:2, 60 min" in shown
+    assert "ok    profile (defaults): partition debug, 4 cores, 8000M, 2 GPU, 60 min" in shown
+    assert doctor([*words, "slurm.gpus=9"]) == 1
+    assert "sbatch would refuse: " in capsys.readouterr().out
+    assert doctor([*words, "slurm.partition=short", "slurm.minutes=2"]) == 1
+    assert "partition 'short' allows 1" in capsys.readouterr().out
