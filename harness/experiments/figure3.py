@@ -1,7 +1,7 @@
-"""Figure 3: M3BSR without each of five parts, tested against the full model, as a table.
+"""Figure 3: M3BSR without each of five parts, tested against the full model, as bars and a table.
 
-The bars of the figure are a later step. The full model's runs are Table 2's (same keys), so they are
-trained once. A removal's records carry M3BSR's name; rows are told apart by the keys of their cells.
+The full model's runs are Table 2's (same keys), so they are trained once. A removal's records carry
+M3BSR's name; rows are told apart by the keys of their cells.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from harness.experiments.common import (
     publish_page,
     table_data,
 )
-from harness.report.ablation import ablation_json, ablation_page, build_ablation
+from harness.report.ablation import FIGURE, ablation_json, ablation_page, build_ablation
+from harness.report.ablation_figure import ablation_figure
 from harness.report.export import csv_text
 from harness.zoo import Method, find
 from models.variants import VARIANTS
@@ -108,7 +109,7 @@ def _without(label: str, full: Cell) -> Cell:
 
 
 def publish(request: Request, planned: Plan, failed: dict[str, str]) -> str:
-    """Write table.md, .csv, .tex and .json below results/tables; returns what a terminal shows."""
+    """Write table.md, .csv, .tex, .json and the figure; returns what a terminal shows."""
     ablation = build_ablation(
         planned.stored.values(),
         planned.wanted,
@@ -119,7 +120,7 @@ def publish(request: Request, planned: Plan, failed: dict[str, str]) -> str:
         budget_name=request.budget.name,
         overrides=request.overrides,
     )
-    page = ablation_page(ablation)
     return publish_page(
-        request, planned, page, csv_text(ablation.table), "tab:ablations", ablation_json(ablation)
-    )
+        request, planned, ablation_page(ablation), csv_text(ablation.table), "tab:ablations",
+        ablation_json(ablation), figures={FIGURE: ablation_figure(ablation.table)},
+    )  # fmt: skip

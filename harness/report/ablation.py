@@ -21,7 +21,7 @@ from harness.report.content import (
     TableCell,
     columns_in_words,
 )
-from harness.report.document import Document, Grid, Line, Notes
+from harness.report.document import Document, Grid, Line, Notes, Part, Picture
 from harness.report.export import json_content
 from harness.report.footers import power_notes
 from harness.report.gather import TableData, gather
@@ -43,8 +43,14 @@ FEW = {Power.ONE: "one run", Power.TWO: "two runs"}
 NOT_TESTED = " Nothing is called significant."
 MEANING = (
     "Mean over runs ± standard deviation of the runs. Bold: the best row; underlined: the second. †: "
-    "better than every other row. The paper prints bars and no numbers, so nothing stands beside ours. "
-    "Table only: the bars are not drawn yet."
+    "better than every other row. The paper prints bars and no numbers, so nothing stands beside ours."
+)
+FIGURE = "bars"
+"""Name of the figure's files."""
+CAPTION = (
+    "One bar a removal, the full model last (orange); bars start at 0 and carry their mean at the foot. "
+    "Whiskers: 95 % interval, {interval}. Dashed line: the full model. *: differs from the full model "
+    "(Holm p < 0.05 over the column{few}). A word in the place of a bar: no runs."
 )
 
 JUDGED = (
@@ -322,17 +328,29 @@ def ablation_page(ablation: Ablation) -> Document:
     lines: tuple[Line, ...] = tuple(line_of(row, table, notes) for row in table.rows)
     below = [MEANING, *power_notes(table.columns)]
     below += [f"[{number}] {note}" for number, note in enumerate(notes, 1)]
-    parts: list[Grid | Notes] = [
+    parts: list[Part] = [
+        Picture("HR@10 and NDCG@10 without each part", FIGURE, _caption(table)),
         Grid("Means", "Row", bands(table), lines, tuple(below)),
         Notes("What each removal does", (*ablation.findings, ablation.denoising)),
         Notes("The paper's claim", claim_lines(ablation)),
     ]
     appendix: list[Grid] = []
     if any(cell.comparison for row in table.rows for cell in row.cells):
-        parts.insert(1, replace(against(table), title=f"{CHAMPION} minus each row", corner="Row"))
+        parts.insert(2, replace(against(table), title=f"{CHAMPION} minus each row", corner="Row"))
         appendix.append(replace(details(table), corner="Row"))
     parts.append(Notes("What these numbers rest on", table.notes))
     return Document(opening(table), table.title, tuple(parts), tuple(appendix))
+
+
+def _caption(table: Table) -> str:
+    """What the bars show, by what the runs allow."""
+    powers = {column.power for column in table.columns if column.methods}
+    interval = "for new runs and new users"
+    if Power.ONE in powers:
+        interval = "for these trained models and new users where a row has one run"
+        interval += "" if powers == {Power.ONE} else ", else for new runs and new users"
+    few = "" if powers and all(power.marks for power in powers) else "; never below three runs"
+    return CAPTION.format(interval=interval, few=few)
 
 
 def ablation_json(ablation: Ablation) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from scipy.special import ndtr
 
 from harness.compose import Budget, compose_cell
@@ -18,8 +19,11 @@ from harness.config import Cell, cell_key
 from harness.errors import InputError
 from harness.experiments import common, figure3, table2
 from harness.report.ablation import Ablation, ablation_json, ablation_page, build_ablation
+from harness.report.ablation_figure import MARK, ablation_figure
+from harness.report.figures import OURS, write_figure
 from harness.report.gather import gather
 from harness.report.text import markdown
+from harness.reproduce import main
 from harness.run import Places
 from harness.stats import Judgement
 from harness.store import Record
@@ -336,17 +340,93 @@ def test_publish_writes_the_four_files(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "open_dataset", Opened)
     shown = figure3.publish(asked, figure3.Plan(tuple(cells), records, ()), {})
     folder = tmp_path / "results" / "tables" / "figure3" / "demo"
-    assert shown.endswith(f"written to {folder}/table.md, .csv, .tex, .json")
+    assert shown.endswith(f"written to {folder}/table.md, .csv, .tex, .json, bars.svg, .png")
+    assert (folder / "bars.svg").stat().st_size > 1000
+    assert (folder / "bars.png").read_bytes().startswith(b"\x89PNG")
     assert "CDMD does not earn its keep here" in shown
     page = (folder / "table.md").read_text(encoding="utf8")
     assert page.startswith("DEMO DATA")
-    assert "Table only: the bars are not drawn yet" in page
+    assert "(bars.svg)" in page
+    assert page.index("(bars.svg)") < page.index("## Means")
+    assert "not drawn yet" not in page
     lines = list(csv.DictReader(io.StringIO((folder / "table.csv").read_text(encoding="utf8"))))
     assert len(lines) == 6 * 2 * 2
     tex = (folder / "table.tex").read_text(encoding="utf8")
     assert "w/o Shared Expert" in tex
     assert r"\label{tab:ablations}" in tex
     assert json.loads((folder / "table.json").read_text(encoding="utf8"))["target"] == "figure3"
+
+
+# --- bars ---
+
+
+def drawn(figure) -> list[list[str]]:
+    """The words of each panel."""
+    return [[text.get_text() for text in axes.texts] for axes in figure.axes]
+
+
+def test_bars_are_marked_where_a_removal_differs_and_nowhere_else():
+    table = judge({**EVEN, "w/o CDMD-B": 0.4, MEIE: 0.8}).table
+    figure = ablation_figure(table)
+    assert len(figure.axes) == 4  # two data sets, two metrics
+    for axes, words, column in zip(figure.axes, drawn(figure), table.columns, strict=True):
+        cells = [
+            cell for row in table.rows for cell in row.cells
+            if (cell.dataset, cell.metric) == (column.dataset, column.metric)
+        ]  # fmt: skip
+        assert axes.get_title(loc="left") == column.dataset
+        assert column.metric in axes.get_ylabel()
+        bars = [bar for bars in axes.containers if hasattr(bars, "patches") for bar in bars.patches]
+        assert [bar.get_height() for bar in bars] == [cell.mean for cell in cells]
+        assert axes.get_ylim()[0] == 0
+        assert words.count(MARK) == 2
+        assert [f"{cell.mean:.4f}"[1:] for cell in cells] == [w for w in words if w != MARK]
+        assert to_hex(bars[-1].get_facecolor()).upper() == OURS  # the full model, last
+        assert all(to_hex(bar.get_facecolor()).upper() != OURS for bar in bars[:-1])
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_bars_of_few_runs_have_no_marks(seeds):
+    ablation = judge({**EVEN, MEIE: 0.8}, request(seeds=seeds))
+    assert not any(MARK in words for words in drawn(ablation_figure(ablation.table)))
+    text = markdown(ablation_page(ablation))
+    assert "never below three runs" in text
+    assert ("for these trained models and new users" in text.split("## Means")[0]) == (seeds == 1)
+
+
+def test_gaps_are_words_in_the_place_of_bars():
+    asked = request()
+    rows = figure3.rows(asked)
+    records = made(asked, EVEN)
+    gone = [r for r in records if rows[r.key].label == MEIE and r.data == DATA[0]]
+    left = [r for r in records if r not in gone and rows[r.key].label != "w/o Disent"]
+    table = judge(EVEN, asked, left, failed={gone[0].key: "the loss became NaN"}).table
+    words = drawn(ablation_figure(table))
+    assert "failed" in words[0]
+    assert "failed" not in words[2]
+    assert all("not run" in panel for panel in words)
+    nothing = drawn(ablation_figure(judge(EVEN, asked, []).table))
+    assert all(panel == ["not run"] * 6 for panel in nothing)
+
+
+def test_the_same_numbers_are_drawn_as_the_same_bytes(tmp_path):
+    table = judge({**EVEN, MEIE: 0.8}).table
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        write_figure(folder, "bars", ablation_figure(table))
+    for ending in ("svg", "png"):
+        one, other = (tmp_path / name / f"bars.{ending}" for name in "ab")
+        assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.slow
+def test_end_to_end(words, tmp_path, capsys):
+    command = ["figure3", *words, "--budget", "smoke", "--methods", "meie"]
+    assert main(command) == 0
+    assert "Nothing is called significant." in capsys.readouterr().out
+    folder = tmp_path / "results" / "tables" / "figure3" / "tiny"
+    assert (folder / "bars.svg").exists()
+    assert len(json.loads((folder / "table.json").read_text(encoding="utf8"))["cells"]) == 4
 
 
 assert find("m3bsr") == figure3.FULL
