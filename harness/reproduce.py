@@ -180,7 +180,8 @@ def reproduce(request: Request, *, plan_only: bool, workers: int | None) -> int:
     code = 0
     for earlier in getattr(made, "before", lambda _: ())(request):
         code |= reproduce(earlier, plan_only=plan_only, workers=workers)
-    planned = plan(made.cells(request), request.places)
+    elsewhere = request.slurm is not None  # its nodes are other machines than this one
+    planned = plan(made.cells(request), request.places, any_machine=elsewhere)
     count = workers or cores()
     if plan_only:
         show_plan(request, planned, count)
@@ -190,7 +191,12 @@ def reproduce(request: Request, *, plan_only: bool, workers: int | None) -> int:
     failed: dict[str, str] = {}
     Store(request.places.results).ensure_writable()
     board = Board(request.places.results)
-    while missing := [cell for cell in planned.missing if cell_key(cell) not in failed]:
+    ran: set[str] = set()
+    while missing := [
+        cell
+        for cell in planned.missing
+        if cell_key(cell) not in failed and cell_key(cell) not in ran
+    ]:
         if request.slurm is not None:
             failed |= run_on_cluster(missing, request.places, *request.slurm, request.target,
                                      request.command, wait=request.wait)  # fmt: skip
@@ -199,9 +205,15 @@ def reproduce(request: Request, *, plan_only: bool, workers: int | None) -> int:
                   f"run on {min(count, len(missing))} workers", file=sys.stderr)  # fmt: skip
             display = Display(len(missing), board, count)
             failed |= run_here(missing, request.places, display, workers)
-        planned = plan(made.cells(request), request.places)  # what is done may name further cells
+            ran |= {cell_key(cell) for cell in missing}
+        # what is done may name further cells
+        planned = plan(made.cells(request), request.places, any_machine=elsewhere)
         if request.slurm is not None and not request.wait:
             break
+    if changed := ran.intersection(map(cell_key, planned.missing)).difference(failed):
+        print(f"code or data changed while {len(changed)} cells were running; the same command "
+              "runs them again", file=sys.stderr)  # fmt: skip
+        code = 1
     with disk_full_is_said(request.places.results):
         shown = made.publish(request, planned, failed)
     print(shown)

@@ -584,4 +584,21 @@ def test_end_to_end(words, tmp_path, capsys):
     assert "2 stored, 0 to run" in capsys.readouterr().out
 
 
+def test_cells_whose_code_changed_while_they_ran_are_run_once_a_command(words, monkeypatch, capsys):
+    """They are not current for this process, and would be run again for ever."""
+    asked = []
+
+    def run_nothing(cells, *_):
+        asked.append(len(cells))
+        return {}
+
+    monkeypatch.setattr(here, "run_here", run_nothing)
+    assert main(["table4", *words, "--budget", "smoke", "--methods", "stosa"]) == 1
+    assert asked == [2]
+    captured = capsys.readouterr()
+    assert "code or data changed while 2 cells were running" in captured.err
+    assert "Nothing is timed yet." in captured.out
+    assert "What is missing" in captured.out
+
+
 assert "table4" in TARGETS
