@@ -279,10 +279,10 @@ class InputLayer(nn.Module):
         for name, part, norm in zip(
             ("image", "text"), (self.image, self.text), self.norms[:2], strict=True
         ):
-            found[f"{name}_project_weight"] = part.project.weight[0].float()
-            found[f"{name}_project_bias"] = part.project.bias[0].float()
+            found[f"{name}_project_weight"] = part.project.weight[0].detach().float()
+            found[f"{name}_project_bias"] = part.project.bias[0].detach().float()
             for end, parameter in norm.named_parameters():  # none under R16 `none`
-                found[f"{name}_norm_{end}"] = parameter.float()
+                found[f"{name}_norm_{end}"] = parameter.detach().float()
         return found
 
     @staticmethod

@@ -133,6 +133,12 @@ def test_histories_without_events_leave_no_items() -> None:
     assert set(views(model, [])) == expected_names(model.config)
 
 
+def test_views_of_a_model_in_its_usual_precision_ask_for_no_gradient() -> None:
+    model = shaken(small()).float()
+    for name, view in views(model, [history(EVENTS)]).items():
+        assert view.dtype == (np.int64 if name == "item" else np.float32)
+
+
 @pytest.mark.parametrize("start", ["clean", "bypass"])
 def test_views_draw_nothing_and_follow_the_reading_of_evaluation(start: str) -> None:
     model = shaken(small(sampling__eval_start=start))
