@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from harness.report.content import CHAMPION
 from harness.report.figures import COLOURS, OTHERS, OURS, canvas
+from harness.report.noise import Removed, Share
 from harness.report.simulate import KNOBS, SIMULATE_METRICS, Noise, Simulation, Sweep, part_of
 
 METRIC = SIMULATE_METRICS[0]
@@ -38,7 +39,15 @@ def simulate_figure(simulation: Simulation) -> Figure:
                     gains.set_ylabel(f"{CHAMPION} minus\nremoval, {METRIC}")
             if noise:
                 own = [one for one in simulation.noise if one.data == name]
-                _noise(figure.add_subplot(grid[2 * number, width - 1]), own)
+                last = width - 1
+                above = figure.add_subplot(grid[2 * number, last])
+                below = figure.add_subplot(grid[2 * number + 1, last], sharex=above)
+                _noise(above, own, "distance")
+                _noise(below, own, "direction")
+                above.set_title("Planted noise taken out\nby CDMD-M (1: all)", fontsize=9)
+                above.tick_params(labelbottom=False)
+                above.legend(fontsize=7, frameon=False)
+                below.set_xlabel(KNOBS["nuisance"].axis, fontsize=8)
         return figure
 
 
@@ -75,24 +84,28 @@ def _gains(axes: Axes, simulation: Simulation, sweep: Sweep) -> None:
     axes.set_xlabel(_wrapped(sweep.knob.axis), fontsize=8)
 
 
-def _noise(axes: Axes, noise: list[Noise]) -> None:
+def _noise(axes: Axes, noise: list[Noise], reading: str) -> None:
+    """One reading of what was taken out: distance or direction."""
     axes.axhline(0, color="black", linewidth=0.9)
     for mode, look in OF_MODE.items():
         made = [
-            (one.point.value, one.removed.distance)
+            (one.point.value, share)
             for one in noise
-            if one.mode == mode and one.removed is not None and one.removed.distance is not None
+            if one.mode == mode
+            and one.removed is not None
+            and (share := _share(one.removed, reading)) is not None
         ]
         _points(
             axes, [x for x, _ in made], [share.mean for _, share in made],
             [(share.low, share.high) for _, share in made], mode, look,
         )  # fmt: skip
-    axes.set_title("Planted noise taken out\nby CDMD-M (1: all)", fontsize=9)
-    axes.set_ylabel("share of squared distance")
-    axes.set_xlabel(KNOBS["nuisance"].axis, fontsize=8)
+    axes.set_ylabel(f"share, by {reading}")
     axes.set_xlim(left=0)
     axes.set_xticks([0, *dict.fromkeys(one.point.value for one in noise if one.point.value)])
-    axes.legend(fontsize=7, frameon=False)
+
+
+def _share(removed: Removed, reading: str) -> Share | None:
+    return {"distance": removed.distance, "direction": removed.direction}[reading]
 
 
 def _points(

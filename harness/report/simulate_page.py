@@ -21,7 +21,7 @@ from harness.report.document import (
 )
 from harness.report.footers import SHORT, protocol_fingerprint
 from harness.report.layout import demo_line
-from harness.report.noise import Share
+from harness.report.noise import Removed
 from harness.report.simulate import (
     KNOBS,
     ORACLE,
@@ -46,7 +46,8 @@ CAPTION = (
     "part that the knob is meant for, at each value of the knob; dashed: the full model at 0, an oracle "
     "for what denoising could win. Row below: the full model minus the removal, with 95 % interval; a "
     "part that earns its keep lies on zero at the left and rises. Dotted: the data set's own value. "
-    "Right: share of the planted noise that CDMD-M takes out of the item features."
+    "Right: share of the planted noise that CDMD-M takes out of the item features, by distance and by "
+    "direction."
 )
 MEANING = (
     f"Mean over runs ± standard deviation of the runs. Gain: {CHAMPION} minus the removal, ± half of the "
@@ -121,13 +122,11 @@ def headlines(simulation: Simulation) -> tuple[str, ...]:
         )
         why = next((v.why for v in own if v.why), "")
         said.append(f"{part_of(part)} ({knob.title.lower()}): {each}{f' ({why})' if why else ''}.")
-    found = [
-        f"{_taken(noise.removed.distance)} the {noise.mode} noise in {noise.point.world}"
-        for noise in simulation.noise
-        if noise.removed and noise.removed.distance
+    said += [
+        _taken_out(simulation, data.name)
+        for data in simulation.data
+        if _measured(simulation, data.name)
     ]
-    if found:
-        said.append(f"CDMD-M, by distance, {', '.join(found)}.")
     if simulation.cut_off:
         said.append(
             f"Read with care: {simulation.cut_off} of {simulation.trained} runs were ended by the limit of "
@@ -148,10 +147,30 @@ def _where(group: Sequence[Verdict], total: int) -> str:
     return ", ".join(f"{verdict.data} {verdict.metric}" for verdict in group)
 
 
-def _taken(share: Share) -> str:
-    """`takes out 40 % of`, or `adds 12 % to` where there is more noise than before."""
-    percent = f"{100 * abs(share.mean):.0f} %"
-    return f"takes out {percent} of" if share.mean >= 0 else f"adds {percent} to"
+def _measured(simulation: Simulation, data: str) -> list[Removed]:
+    """What was taken out of either modality in the worlds with noise."""
+    found = (noise.removed for noise in simulation.noise if noise.data == data)
+    return [removed for removed in found if removed is not None and removed.distance is not None]
+
+
+def _taken_out(simulation: Simulation, data: str) -> str:
+    """The three readings, each as the range over modalities and worlds."""
+    found = _measured(simulation, data)
+    readings = {
+        "by distance": [removed.distance for removed in found],
+        "by direction": [removed.direction for removed in found],
+        "after the best affine map": [removed.affine for removed in found],
+    }
+    each = []
+    for name, shares in readings.items():
+        percent = [round(100 * share.mean) for share in shares if share is not None]
+        if percent:
+            low, high = min(percent), max(percent)
+            each.append(f"{name} {low} %" if low == high else f"{name} {low} to {high} %")
+    return (
+        f"Of the planted noise in {data}'s worlds CDMD-M takes out: {', '.join(each)} (over image, text "
+        "and sizes of the noise; below 0 it adds)."
+    )
 
 
 def _sentence(simulation: Simulation, verdict: Verdict) -> str:

@@ -519,14 +519,14 @@ def test_what_was_taken_out_is_on_the_page(data):
         Noise("tiny", point, "text", None, why="no features of the model of seed 1 are stored"),
     )
     simulation = judge(request(data, "nuisance"), {}, noise=noise)
-    assert (
-        "CDMD-M, by distance, takes out 40 % of the image noise in tiny-nuisance-3"
-        in headlines(simulation)[1]
+    line = headlines(simulation)[1]
+    assert line.startswith(
+        "Of the planted noise in tiny's worlds CDMD-M takes out: by distance 40 %, by direction "
     )
     page = markdown(simulate_page(simulation))
     assert "+0.400±.000" in page
     assert "tiny-nuisance-3: no features of the model of seed 1 are stored." in page
-    assert len(simulate_figure(simulation).axes) == 3
+    assert len(simulate_figure(simulation).axes) == 4
 
 
 def views(data: Path, world: str) -> dict[str, np.ndarray]:
@@ -597,6 +597,13 @@ def test_a_smoke_run_leaves_the_whole_page(data, words, tmp_path, capsys):
     means = [line for line in content["lines"] if line["kind"] == "mean"]
     assert len(means) == 2 * 2 * 2 * 2
     assert all(line["runs"] == 1 for line in means)
+    shares = {
+        (line["world"], line["row"]): line["estimate"]
+        for line in content["lines"]
+        if line["metric"] == "share removed"
+    }
+    assert all(shares["tiny", mode] is not None for mode in ("image", "text"))
+    assert all(shares["tiny-nuisance-0", mode] is None for mode in ("image", "text"))  # no noise
     assert {world["name"] for world in content["worlds"]} == {
         "tiny",
         "tiny-accident-0",
