@@ -169,7 +169,7 @@ def kept_arrays(model: Recommender, split: Split, cell: Cell) -> dict[str, ndarr
             history.to(model.device)
             for _, history in histories.batches(cell.train.evaluation_batch)
         )
-    return {name: view.cpu().numpy() for name, view in views.items()}
+    return {name: view.detach().cpu().numpy() for name, view in views.items()}
 
 
 @cache
