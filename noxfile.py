@@ -1,4 +1,4 @@
-"""Sessions: tests, lint, types, layers, smoke, browser, latex, bench.
+"""Sessions: tests, lint, types, layers, smoke, browser, latex, slurm, bench.
 
 They run in the environment that nox itself stands in (torch is large, and one copy is enough):
 `pip install -c constraints.txt -e ".[dev]"` first. `nox --force-venv-backend venv` gives each its own.
@@ -7,12 +7,14 @@ They run in the environment that nox itself stands in (torch is large, and one c
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nox
 
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "types", "layers", "tests", "smoke", "browser", "latex"]
+nox.options.sessions = ["lint", "types", "layers", "tests", "smoke", "browser", "latex", "slurm"]
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -29,9 +31,9 @@ def install(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests, the slow group included; those of browser and latex have sessions of their own."""
+    """All tests, the slow group included; those of browser, latex and slurm have their own sessions."""
     install(session)
-    chosen = "not browser and not engine"
+    chosen = "not browser and not engine and not slurm"
     words = session.posargs or ["-n", WORKERS, "--dist", "worksteal", "-m", chosen]
     session.run("python", "-m", "pytest", *words, env=ONE_THREAD)
 
@@ -91,7 +93,8 @@ def program(session: nox.Session, names: tuple[str, ...], *packages: str) -> str
 
 
 def _there(names: tuple[str, ...]) -> str | None:
-    return next(filter(None, map(shutil.which, names)), None)
+    path = os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin"))
+    return next(filter(None, (shutil.which(name, path=path) for name in names)), None)
 
 
 @nox.session
@@ -111,6 +114,33 @@ def latex(session: nox.Session) -> None:
     path = program(session, ("pdflatex",), "texlive-latex-base", "texlive-latex-recommended")
     session.run("python", "-m", "pytest", "-n", "0", "-m", "engine", *session.posargs,
                 "tests/harness/test_latex_compiles.py", env={**ONE_THREAD, "REPORT_LATEX": path})  # fmt: skip
+
+
+@contextmanager
+def services_stay_down() -> Iterator[None]:
+    """Installing a package starts no daemon meanwhile (Debian's policy-rc.d)."""
+    policy = Path("/usr/sbin/policy-rc.d")
+    ours = os.geteuid() == 0 and policy.parent.is_dir() and not policy.exists()
+    if ours:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    try:
+        yield
+    finally:
+        if ours:
+            policy.unlink()
+
+
+@nox.session
+def slurm(session: nox.Session) -> None:
+    """The cluster tests, on a real SLURM that is brought up on this machine and taken down again."""
+    install(session)
+    path = os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin"))
+    with services_stay_down():
+        for name in ("slurmctld", "slurmd", "munged", "sbatch"):
+            program(session, (name,), "munge", "slurmctld", "slurmd", "slurm-client")
+    session.run("python", "-m", "pytest", "-n", "0", "-m", "slurm", *session.posargs, "tests/slurm",
+                env={**ONE_THREAD, "PATH": path})  # fmt: skip
 
 
 @nox.session
