@@ -43,7 +43,7 @@ def escape(text: str) -> str:
 
 def _has(sign: str) -> bool:
     """Whether an engine without further packages prints this sign."""
-    letter, *accents = unicodedata.normalize("NFD", sign)
+    letter, *accents = list(unicodedata.normalize("NFD", sign))
     printed = (letter.isascii() and letter.isprintable()) or letter in LETTERS
     return sign <= LAST_LATIN and printed and len(accents) <= 1 and ACCENTS.issuperset(accents)
 
