@@ -5,8 +5,8 @@ Nothing of ours is changed by a published number, and no published number is cha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
@@ -52,15 +52,28 @@ class Against:
 
 @dataclass(frozen=True)
 class Published:
-    """The published Table 2 with arithmetic's judgement of every cell."""
+    """A published table (Table 2, unless said) with arithmetic's judgement of every cell."""
 
     paper: Paper
     verdicts: tuple[Verdict, ...]
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Share of its users that the table is about, by our data set's name, where that is not 1. The
+    paper does not print how many those are: ours stands in."""
 
     @classmethod
     def read(cls, path: Path | None = None) -> Published:
         """The paper's own numbers, or those of a file of the same shape (InputError)."""
         return _read(path)
+
+    @classmethod
+    def cold_start(cls, shares: Mapping[str, float]) -> Published:
+        """The published Table 3, beside either data set: its caption names one, its text the other.
+
+        `shares`: our share of cold users, by data set.
+        """
+        whole = _read(None)
+        rows = [replace(row, dataset=name) for name in PRINTED_NAMES for row in whole.paper.table3]
+        return cls(whole.paper, tuple(judge(rows)), shares)
 
     def column(self, data: TableData) -> str | None:
         """Whose published numbers stand beside a data set: its own, or those of a demo's twin."""
@@ -81,11 +94,16 @@ class Published:
 
     def users(self, data: TableData) -> int:
         """Users of the published numbers (Table 1)."""
-        return self.paper.table1[str(self.column(data))].users
+        everyone = self.paper.table1[str(self.column(data))].users
+        return max(1, round(everyone * self.shares.get(data.name, 1.0)))
 
     def impossible_rows(self) -> tuple[int, int]:
-        """Impossible rows of the published table, and all of them."""
-        return sum(verdict.impossible for verdict in self.verdicts), len(self.verdicts)
+        """Impossible rows of the published table, and all of them; each printed row once."""
+        rows = {
+            (verdict.row.label, *verdict.row.values.items()): verdict.impossible
+            for verdict in self.verdicts
+        }
+        return sum(rows.values()), len(rows)
 
 
 @cache

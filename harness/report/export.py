@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.report.content import Row, Table, TableCell
@@ -106,15 +107,25 @@ def _more(row: Row, cell: TableCell) -> dict[str, Any]:
 
 def csv_text(table: Table) -> str:
     """One line a cell, reference rows last; numbers in full, nothing for null."""
+    return written(csv_lines(table))
+
+
+def csv_lines(table: Table) -> list[dict[str, Any]]:
+    """The lines of `csv_text` by column, for artefacts that have further ones."""
     demo = {data.name: data.demo for data in table.data}
-    lines = [
+    return [
         {"kind": kind, **_cell(cell), **_more(row, cell), "demo": demo[cell.dataset]}
         for kind, rows in (("method", table.rows), ("reference", table.references))
         for row in rows
         for cell in row.cells
     ]
+
+
+def written(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Lines as CSV: the columns of all, in the order met; nothing where a line lacks one."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(lines[0]) if lines else ["kind"], lineterminator="\n")
+    columns = list(dict.fromkeys(name for line in lines for name in line)) or ["kind"]
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     for line in lines:
         writer.writerow({key: _text(value) for key, value in line.items()})

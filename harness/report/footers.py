@@ -50,7 +50,11 @@ def notes(
 
 
 def _data(data: TableData, found: Gathered) -> str:
-    users = f"{found.users[data.name]:,} test users, " if data.name in found.users else ""
+    users = ""
+    if data.name in found.users:
+        everyone = found.everyone.get(data.name)
+        of_all = "" if everyone is None else f" of {everyone:,}"
+        users = f"{found.users[data.name]:,}{of_all} test users, "
     return (
         f"Data {data.name}: {users}sha256 {data.data_sha256[:SHORT]}, "
         f"candidates (1 + 99 a user, the same for every method) {data.candidates_sha256[:SHORT]}."
@@ -188,7 +192,8 @@ def _ties(data: TableData, found: Gathered) -> str:
             for run in degenerate_runs(found, runs.method.label, [data])
         ]
     if not widths:
-        return f"Ties on {data.name}: no runs."
+        why = "no runs" if found.users.get(data.name, 2) > 1 else "too few users"
+        return f"Ties on {data.name}: {why}."
     widest = max(widths, key=widths.__getitem__)
     named = f"degenerate scores (wider than 0.01): {', '.join(flat) if flat else 'none'}"
     floor = [

@@ -6,11 +6,11 @@ Axes: run = runs of one method on one data set, user = users with a test target.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Integer
 from numpy import ndarray
 
 from harness.config import Cell, cell_key, plain
@@ -66,6 +66,20 @@ class Runs:
         """Number of runs."""
         return len(self.records)
 
+    def of_users(self, chosen: Bool[ndarray, " user"]) -> Runs:
+        """The same runs, with the ranks of some users alone."""
+        above, tied = self.above_redrawn, self.tied_redrawn
+        return replace(
+            self,
+            above=self.above[:, chosen],
+            tied=self.tied[:, chosen],
+            above_full=self.above_full[:, chosen],
+            tied_full=self.tied_full[:, chosen],
+            untouched=self.untouched[chosen],
+            above_redrawn=None if above is None else above[:, :, chosen],
+            tied_redrawn=None if tied is None else tied[:, :, chosen],
+        )
+
     def scores(self, metric: str) -> Float[ndarray, "run user"]:
         """A metric of every run and user, among 1 + 99 candidates."""
         return METRICS[metric](self.above, self.tied)
@@ -106,9 +120,11 @@ class Gathered:
     missing: Mapping[tuple[str, str], tuple[str, ...]]
     """`seed 2: why` of every run asked for and not there, by label and data set."""
     users: Mapping[str, int]
-    """Test users of a data set."""
+    """Test users of a data set that count."""
     protocol: Mapping[str, Any]
     """Readings P1 to P5 of all records (of the cells asked for, where there is no record)."""
+    everyone: Mapping[str, int] = field(default_factory=dict)
+    """All test users of a data set, where only some of them count."""
 
     def methods(self, dataset: str) -> list[Runs]:
         """Runs of the methods that are compared (no reference rows), in the table's order."""
@@ -132,6 +148,7 @@ def gather(
     datasets: Sequence[TableData],
     failed: Mapping[str, str],
     methods: Mapping[str, Method] | None = None,
+    users: Mapping[str, Bool[ndarray, " user"]] | None = None,
 ) -> Gathered:
     """Sort records into the rows and columns that the wanted cells ask for.
 
@@ -142,6 +159,8 @@ def gather(
         failed: Why a cell has no record, by key; a cell in neither is `not run`.
         methods: Whose row each wanted cell belongs to, by key, in the order of rows: for tables that
             tell rows of one method apart. Default: the cell's method, rows as in the paper.
+        users: Which test users count, by data set (default: all). Where fewer than two do, nothing
+            can be said of the data set: its runs are left out, and why is in `missing`.
 
     Raises:
         InputError: Two records that do not belong into one table, both named: of one method, data
@@ -174,14 +193,29 @@ def gather(
         left_out = ()
     runs = {place: _runs(method_of[group[0].key], group) for place, group in found.items()}
     some = next(iter(runs.values()), None)
+    counted = {data: one.above.shape[1] for (_, data), one in runs.items()}
+    everyone: dict[str, int] = {}
+    if users is not None:
+        everyone = {data: len(chosen) for data, chosen in users.items()}
+        counted = {data: int(chosen.sum()) for data, chosen in users.items()}
+        for place in counts:
+            if counted[place[1]] < 2:
+                few = f"{counted[place[1]]} of {everyone[place[1]]} users"
+                missing[place] = (few, *missing.get(place, ()))
+        runs = {
+            (label, data): one.of_users(users[data])
+            for (label, data), one in runs.items()
+            if counted[data] >= 2
+        }
     return Gathered(
         rows=rows,
         left_out=left_out,
         runs=runs,
         wanted=counts,
         missing=missing,
-        users={data: runs_.above.shape[1] for (_, data), runs_ in runs.items()},
+        users=counted,
         protocol=some.records[0].config["protocol"] if some else _protocol(wanted),
+        everyone=everyone,
     )
 
 

@@ -394,13 +394,15 @@ def _beside(table: Table) -> Grid:
     rows = [row for row in table.rows if any(cell.beside for cell in row.cells)]
     lines = _grouped(rows, lambda row: Line(row.printed, tuple(map(_published, row.cells))))
     impossible, printed = table.published.impossible_rows()
-    below = [
-        (
-            "Published number, then ours minus it. Struck through: impossible by arithmetic alone, "
-            f"whatever the model ({impossible} of the {printed} published rows are; python -m "
-            "harness.audit gives the bound each one breaks)."
-        )
-    ]
+    struck = (
+        "Struck through: impossible by arithmetic alone, whatever the model "
+        f"({impossible} of the {printed} published rows are; python -m harness.audit gives the bound "
+        "each one breaks)."
+        if impossible
+        else f"None is struck through: by arithmetic alone all {printed} published rows are possible "
+        "(python -m harness.audit)."
+    )
+    below = [f"Published number, then ours minus it. {struck}"]
     compared = [data.name for data in table.data if table.published.comparable(data)]
     others = [data.name for data in table.data if data.name not in compared]
     if compared:

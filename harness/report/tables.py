@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxtyping import Bool
+from numpy import ndarray
+
 from harness import stats
 from harness.config import Cell
 from harness.evaluation.metrics import METRICS
@@ -34,6 +37,7 @@ EQUAL = 1e-12
 """Means this close are one place in the ranking."""
 TITLES = {
     "table2": "Table 2. Overall comparison",
+    "table3": "Table 3. Cold-start users",
     "figure3": "Figure 3. M3BSR without each of its parts",
 }
 
@@ -51,6 +55,7 @@ def build_table(
     published: Published | None = None,
     methods: Mapping[str, Method] | None = None,
     metrics: Sequence[str] = tuple(METRICS),
+    users: Mapping[str, Bool[ndarray, " user"]] | None = None,
 ) -> Table:
     """Build the table that the wanted cells ask for out of the records that there are.
 
@@ -66,12 +71,13 @@ def build_table(
         published: The published numbers; default: the paper's.
         methods: Whose row each cell belongs to, where rows share a method (see `gather`).
         metrics: The columns of each data set.
+        users: Which test users count, by data set; default: all.
 
     Raises:
         InputError: Two records that may not stand in one table, named (see `gather`).
     """
     published = published or Published.read()
-    found = gather(records, wanted, datasets, failed or {}, methods)
+    found = gather(records, wanted, datasets, failed or {}, methods, users)
     columns: list[Column] = []
     cells: dict[str, list[TableCell]] = {row.label: [] for row in found.rows}
     numbers: dict[tuple[str, str], dict[str, Moments]] = {}
