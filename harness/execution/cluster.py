@@ -24,10 +24,11 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError
 
-from harness.config import Cell, Task, cell_key
+from harness.config import Cell, cell_key
 from harness.errors import InputError, warnings_in_one_line
 from harness.execution.here import gpus, name_of, run_here
 from harness.execution.live import Board, Failure
+from harness.execution.plan import alone
 from harness.execution.progress import Display
 from harness.execution.slurm import (
     UNKNOWN,
@@ -96,8 +97,8 @@ def packs(
     A job is filled until its workers are busy for `pack_minutes`; a cell that is measured (Table 4) has
     a job of its own. `seconds` is what a cell takes on one worker; None is not known.
     """
-    lone = [[cell] for cell in cells if cell.task is Task.time]
-    rest = [cell for cell in cells if cell.task is not Task.time]
+    lone = [[cell] for cell in cells if alone(cell)]
+    rest = [cell for cell in cells if not alone(cell)]
     lengths = {id(cell): seconds(cell) or GUESS for cell in rest}
     room = 60.0 * profile.pack_minutes * max(1, workers)
     made: list[list[Cell]] = []
@@ -171,19 +172,23 @@ class Cluster:
         """
         made = [self._found(one) for one in self.submissions()]
         made = [one for one in made if one.array]
-        open_ones = [one for one in made if any(not self._over(key) for key in _keys(one))]
+        open_ones = [one for one in made if any(not self._over(one, key) for key in _keys(one))]
         said = states([one.array for one in open_ones])
         cells: dict[str, tuple[Submission, int, State]] = {}
         for one in open_ones:
             for index, keys in enumerate(one.packs):
                 state = said.get(one.task(index)) or said.get(one.array) or State(UNKNOWN)
                 for key in keys:
-                    if not self._over(key):
+                    if not self._over(one, key):
                         cells[key] = (one, index, state)  # a later submission of a cell counts
         return Look(cells)
 
-    def _over(self, key: str) -> bool:
-        return (self.places.results / "cells" / key).exists()
+    def _over(self, one: Submission, key: str) -> bool:
+        """Whether a cell was stored after it was submitted; an older record was made by other code."""
+        try:
+            return (self.places.results / "cells" / key).stat().st_mtime >= one.submitted
+        except OSError:
+            return False
 
     def _found(self, one: Submission) -> Submission:
         """A submission whose process died before it could write down the job's id: asked by name."""
@@ -216,16 +221,15 @@ class Cluster:
         Raises:
             InputError: sbatch refused; with its message. What was submitted before stays.
         """
-        cards = profile.gpus or (int(profile.gres.rpartition(":")[2] or 1) if profile.gres else 0)
         greedy = self._hungry()
         usual = [cell for cell in cells if cell_key(cell) not in greedy]
         again = [cell for cell in cells if cell_key(cell) in greedy]
         more = replace(profile, memory=f"{int(megabytes(profile.memory) * profile.more_memory)}M")
         made = []
         for group, asked in ((usual, profile), (again, more)):
-            jobs = packs(group, seconds, profile, cards or profile.cpus)
-            shared = [job for job in jobs if job[0].task is not Task.time]
-            alone = [job for job in jobs if job[0].task is Task.time]
+            jobs = packs(group, seconds, profile, asked.gpu_count or asked.cpus)
+            shared = [job for job in jobs if not alone(job[0])]
+            alone = [job for job in jobs if alone(job[0])]
             for some, exclusive in ((shared, False), (alone, True)):
                 most = site.largest_array - 1
                 for start in range(0, len(some), most):

@@ -88,7 +88,7 @@ def _wait(
         time.sleep(SECONDS_BETWEEN)
     failed = cluster.give_up(profile, missing)
     board, ended = Board(places.results), cluster.look()
-    for cell in plan(missing, places).missing:
+    for cell in plan(missing, places, any_machine=True).missing:
         key = cell_key(cell)
         failure = board.failure(key)
         state = ended.cells[key][2].name if key in ended.cells else "not submitted"

@@ -70,6 +70,12 @@ class SlurmProfile:
     sbatch: Mapping[str, str] = field(default_factory=dict)
     """Further options of sbatch by their long names: {reservation: review}."""
 
+    @property
+    def gpu_count(self) -> int:
+        """GPUs of a job, whichever way they are asked for: gpu:a100:2 are 2, gpu:a100 is 1."""
+        last = self.gres.rpartition(":")[2]
+        return self.gpus or (int(last) if last.isdecimal() else int(bool(self.gres)))
+
 
 def read_profile(name: str, words: Sequence[str], folder: Path = PROFILES) -> SlurmProfile:
     """`slurm/NAME.yaml` (an empty name: the defaults) with `slurm.key=value` words on top.

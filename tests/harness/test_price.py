@@ -1,0 +1,62 @@
+"""What a plan costs on a cluster: jobs and hours, with an interval, before anything is submitted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from harness.compose import Budget, compose_cell
+from harness.config import Cell, Task
+from harness.execution.price import Known, price
+from harness.execution.slurm import Partition, Site, SlurmProfile
+from harness.zoo import find
+
+SITE = Site({"a": Partition("a", True, 60, 8, 16_000, "", 2, True)}, 4, True, "22.05")
+PROFILE = SlurmProfile(partition="a", cpus=2, memory="4G", minutes=60, pack_minutes=30)
+
+
+def cells(method: str = "sasrec", count: int = 6) -> list[Cell]:
+    cell = compose_cell(find(method), "tiny", Budget.smoke)
+    return [replace(cell, seed=seed) for seed in range(1, count + 1)]
+
+
+def test_hours_are_those_of_jobs_whose_workers_share_the_cells() -> None:
+    cost = price(cells(), lambda _: Known(1200.0, 4, 0.0, exact=True), PROFILE, SITE)
+    assert (cost.cells, cost.jobs, cost.arrays) == (6, 2, 1)
+    assert cost.hours == pytest.approx(6 * 1200 / 2 / 3600)
+    assert (cost.low, cost.high) == (cost.hours, cost.hours)
+    assert cost.gpus == 0
+    assert "6 cells in 2 jobs (1 array): 1.00 node-hours" in cost.say()
+
+
+def test_the_interval_widens_with_fewer_stored_runs_and_gpus_multiply() -> None:
+    profile = replace(PROFILE, gres="gpu:a100:2")
+    many = price(cells(), lambda _: Known(1200.0, 400, 100.0**2, exact=True), profile, SITE)
+    few = price(cells(), lambda _: Known(1200.0, 2, 100.0**2, exact=True), profile, SITE)
+    half = 1.96 * (6 * 100**2 + 36 * 100**2 / 2) ** 0.5 / 2 / 3600
+    assert few.high - few.hours == pytest.approx(half)
+    assert many.high - many.hours < few.high - few.hours
+    assert many.gpus == 2
+    assert "2.00 GPU-hours" in many.say()
+
+
+def test_what_is_not_known_is_named_and_not_in_the_hours() -> None:
+    known = {"sasrec": Known(600.0, 3, 1.0, exact=False)}
+    cost = price([*cells(), *cells("ebm")], lambda cell: known.get(cell.method), PROFILE, SITE)
+    assert cost.unknown == ("EBM",)
+    assert cost.guessed == ("SASRec",)
+    assert cost.hours == pytest.approx(6 * 600 / 2 / 3600)
+    assert "no run is stored: EBM" in cost.say()
+    assert "by runs on other data: SASRec" in cost.say()
+
+
+def test_timing_cells_have_jobs_of_their_own_and_arrays_are_split() -> None:
+    timed = [replace(cell, task=Task.time) for cell in cells(count=4)]
+    cost = price([*cells(), *timed], lambda _: Known(1800.0, 3, 0.0, exact=True), PROFILE, SITE)
+    assert (cost.jobs, cost.arrays) == (3 + 4, 1 + 2)  # at most 3 tasks an array here
+    assert cost.hours == pytest.approx((6 * 1800 / 2 + 4 * 1800) / 3600)
+
+
+def test_nothing_missing_costs_nothing() -> None:
+    assert price([], lambda _: None, PROFILE, SITE).say() == "nothing to submit"
