@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -17,25 +18,22 @@ from numpy import ndarray
 from harness.config import Cell, cell_key
 from harness.errors import InputError, unknown
 from harness.execution.plan import Plan, plan
-from harness.experiments import artefact, common, figure3, table2
+from harness.experiments import artefact, common, figure3, table2, table3
 from harness.experiments.common import Request, failures, publish_page, table_data
 from harness.report.ablation import ABLATION_METRICS
-from harness.report.claims import Claims, Evidence, Word, build_claims, means
+from harness.report.claims import Claims, Evidence, Word, build_claims, means, peaks
 from harness.report.claims_figure import claims_figure
 from harness.report.claims_page import FIGURE, claims_json, claims_page, csv_text
+from harness.report.cold_start import COLD
 from harness.report.gather import TableData, gather
-from harness.report.hypotheses import Sheet, read
+from harness.report.hypotheses import Elsewhere, Hypothesis, Peak, Sheet, read
 from harness.report.tables import build_table
 from harness.report.timing import build_timing, claim_lines
-from harness.run import open_dataset
+from harness.run import Places
 from harness.store import Record
 from harness.zoo import METHODS, Method
 
 FULL = figure3.FULL
-COLD = 10
-"""Most recorded interactions before the test favor of a cold-start user (section 5.5)."""
-TIMES = "C14"
-"""The sentence that Table 4 answers."""
 
 
 def choose_methods(word: str | None) -> tuple[Method, ...]:
@@ -101,7 +99,7 @@ def build(request: Request, planned: Plan, failed: dict[str, str]) -> Claims:
     removed = figure3.cells(three)
     ablated = gather(_stored(planned, removed), removed, data, failed, figure3.rows(three))
     metrics = tuple(dict.fromkeys(column.metric for column in table.columns))
-    cold = {one.name: _cold(request, one, wanted[0]) for one in data}
+    cold = _cold(planned, request.places)
     about = {
         name: f"{int(kept.sum()):,} of the {len(kept):,} test users of {name} are cold-start users"
         for name, kept in cold.items()
@@ -111,7 +109,8 @@ def build(request: Request, planned: Plan, failed: dict[str, str]) -> Claims:
         Sheet.figure3: means(ablated, data, ABLATION_METRICS),
         Sheet.table3: means(found, data, ABLATION_METRICS, cold, about),
     }
-    return build_claims(read(), table, sheets, _evidence(request, data))
+    hypotheses = read()
+    return build_claims(hypotheses, table, sheets, _evidence(request, data, hypotheses))
 
 
 def _stored(planned: Plan, wanted: Sequence[Cell]) -> list[Record]:
@@ -119,30 +118,84 @@ def _stored(planned: Plan, wanted: Sequence[Cell]) -> list[Record]:
     return [record for key, record in planned.stored.items() if key in keys]
 
 
-def _cold(request: Request, data: TableData, cell: Cell) -> Bool[ndarray, " user"]:
-    """Which test users of a data set, in the order of a record's ranks, have a short history.
-
-    All events recorded before the test favor count, before any reading drops one.
-    """
-    split = open_dataset(request.places.data, data.name).split(cell.protocol, cell.users)
-    before = split.test.position - split.events.offsets[split.test.user]
-    return np.asarray(before <= COLD)
+def _cold(planned: Plan, places: Places) -> dict[str, Bool[ndarray, " user"]]:
+    """By data set: which test users, in the order of a record's ranks, are Table 3's."""
+    counted = table3.recorded(planned.wanted, places)
+    return {name: np.asarray(before <= COLD) for name, before in counted.items()}
 
 
 # ------------------------------------------------------------------- what other artefacts have stored
 
 
-def _evidence(request: Request, data: Sequence[TableData]) -> dict[str, Evidence]:
+def _evidence(
+    request: Request, data: Sequence[TableData], hypotheses: Sequence[Hypothesis]
+) -> dict[str, Evidence]:
     """By hypothesis; without an entry for those whose artefact has nothing stored."""
+    found: dict[str, Evidence] = {}
+    sources = {"table4": _times, "figure5": _clusters}
+    for one in hypotheses:
+        if isinstance(one.test, Elsewhere) and one.test.target in sources:
+            there = _look_up(request, one.test.target)
+            said = there and sources[one.test.target](*there, data)
+            if said:
+                found[one.id] = said
+    heatmaps = [one for one in hypotheses if isinstance(one.test, Peak)]
+    there = _look_up(request, "figure4") if heatmaps else None
+    return found | (_peaks(*there, heatmaps) if there else {})
+
+
+def _times(_: Any, part: Request, planned: Plan, data: Sequence[TableData]) -> Evidence:
+    """Table 4's ratios."""
+    timing = build_timing(planned.stored.values(), planned.wanted, data, overrides=part.overrides)
+    why = 'no test settles what is "comparable"; for the reader'
+    return Evidence(Word.NOT_TESTABLE, why, claim_lines(timing)[1:])
+
+
+def _clusters(module: Any, part: Request, planned: Plan, _: Sequence[TableData]) -> Evidence | None:
+    """Figure 5's own judgement of what the eye is to see; None without a run of the MLP."""
+    rows = module.rows(part)
+    if all(rows[key].label == FULL.label for key in planned.stored):
+        return None
+    if not hasattr(module, "build"):
+        return Evidence(Word.NOT_TESTABLE, "its numbers are on the page of figure5")
+    embedding = module.build(part, planned, failures(part))
+    facts = tuple(
+        f"{reading.data}: {reading.judgement.value}{f' ({reading.why})' if reading.why else ''}"
+        for reading in embedding.readings
+    )
+    why = "by figure5's own rule, which is no test of the family"
+    return Evidence(Word(embedding.judgement.value), why, facts)
+
+
+def _peaks(
+    module: Any, part: Request, planned: Plan, hypotheses: Sequence[Hypothesis]
+) -> dict[str, Evidence]:
+    """Figure 4's plateaus; the full model's own cell, which is Table 2's, makes no heatmap."""
+    heatmaps = module.build(part, planned, failures(part))
     found = {}
-    times = _look_up(request, "table4")
-    if times is not None:
-        _, part, planned = times
-        timing = build_timing(
-            planned.stored.values(), planned.wanted, data, overrides=part.overrides
-        )
-        why = 'no test settles what is "comparable"; for the reader'
-        found[TIMES] = Evidence(Word.NOT_TESTABLE, why, claim_lines(timing)[1:])
+    for one in hypotheses:
+        assert isinstance(one.test, Peak)
+        surfaces = {
+            surface.data.name: surface
+            for surface in heatmaps.surfaces
+            if surface.panel.name == one.test.panel.value
+        }
+        if not any(len(surface.judged) > 1 for surface in surfaces.values()):
+            continue
+        plateaus, gaps = {}, {}
+        for name, surface in surfaces.items():
+            settings = [(spot.first, spot.second) for spot in surface.judged]
+            if surface.statistics is None:
+                gaps[name] = surface.why
+            elif one.test.at not in settings:
+                gaps[name] = f"no runs at {one.test.said}"
+            else:
+                plateaus[name] = (surface.statistics, settings.index(one.test.at))
+                if len(settings) < len(surface.spots):
+                    gaps[name] = (
+                        f"{len(surface.spots) - len(settings)} of {len(surface.spots)} cells lack runs"
+                    )
+        found[one.id] = peaks(plateaus, one.test.said, gaps)
     return found
 
 

@@ -341,27 +341,36 @@ def nothing(test: Peak | Elsewhere | Compare) -> str:
     return f"{target} has no stored cells"
 
 
-def peaks(plateaus: Mapping[str, tuple[stats.Plateau, int]], what: str) -> Evidence:
+def peaks(
+    plateaus: Mapping[str, tuple[stats.Plateau, int]],
+    what: str,
+    gaps: Mapping[str, str] | None = None,
+) -> Evidence:
     """The judgement of "the peak is there" over data sets: contradicted with any, supported with all.
 
     Args:
         plateaus: By data set: the judged heatmap, and the place of the claimed peak among its cells.
         what: The claimed setting, in words.
+        gaps: Why a data set has no heatmap, by its name.
     """
-    judged = {name: plateau.peak_at(cell) for name, (plateau, cell) in plateaus.items()}
+    gaps = gaps or {}
+    said = tuple(f"{name}: {why}" for name, why in gaps.items())
+    if not plateaus:
+        return Evidence(Word.UNDECIDED, "; ".join(said))
+    judged = {plateau.peak_at(cell) for plateau, cell in plateaus.values()}
     facts = tuple(
         f"{name}: {what} has {plateau.means[cell]:.4f}, the highest cell {max(plateau.means):.4f}; "
         f"{len(plateau.plateau)} of {len(plateau.means)} cells may be the peak"
         f"{', this one among them' if cell in plateau.plateau else ', this one not'}; the surface is "
-        f"{'not told from flat' if plateau.flat else 'not flat'} (F = {plateau.F:.2f})"
+        f"{'not told from flat' if plateau.flat else 'not flat'} (F = {plateau.F:.2f}, critical "
+        f"{plateau.F_critical:.2f})"
         for name, (plateau, cell) in plateaus.items()
     )
-    words = set(judged.values())
-    if Judgement.CONTRADICTED in words:
-        return Evidence(Word.CONTRADICTED, facts=facts)
-    if words == {Judgement.SUPPORTED}:
+    if Judgement.CONTRADICTED in judged:
+        return Evidence(Word.CONTRADICTED, facts=(*facts, *said))
+    if judged == {Judgement.SUPPORTED} and not gaps:
         return Evidence(Word.SUPPORTED, facts=facts)
-    return Evidence(Word.UNDECIDED, facts=facts)
+    return Evidence(Word.UNDECIDED, "; ".join(said), facts)
 
 
 # --------------------------------------------------------------------------------- published cells

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +33,7 @@ class Sheet(Enum):
 class Panel(Enum):
     """Of Figure 4; each has two settings."""
 
-    behavior = "behavior"
+    behaviour = "behaviour"
     modality = "modality"
     contrastive = "contrastive"
 
@@ -64,8 +65,13 @@ class Peak:
     """A setting alone in its heatmap's plateau."""
 
     panel: Panel
-    at: tuple[float, float]
+    at: tuple[Decimal, Decimal]
     """Steps and loss weight, or temperature and loss weight."""
+
+    @property
+    def said(self) -> str:
+        """`10 / 0.02`."""
+        return f"{self.at[0]} / {self.at[1]}"
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ def read(path: Path | None = None) -> tuple[Hypothesis, ...]:
             made.append(Hypothesis(name, test=test, **words))
     except InputError as error:
         raise InputError(f"'{path}': {name}: {error}") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, InvalidOperation, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"'{path}': {name} has not the shape of results/paper/claims.yaml ({error})"
         ) from error
@@ -136,7 +142,7 @@ def _test(entry: Mapping[str, Any]) -> Compare | Peak | Elsewhere | Untestable:
             readings=dict(entry.get("readings", {})),
         )
     if "peak" in entry:
-        first, second = map(float, entry["at"])
+        first, second = map(Decimal, entry["at"])
         return Peak(_named(Panel, "panel", entry["peak"]), (first, second))
     if "elsewhere" in entry:
         return Elsewhere(entry["elsewhere"])

@@ -7,8 +7,10 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,7 +38,7 @@ from harness.report.claims import (
 from harness.report.claims_figure import claims_figure
 from harness.report.claims_page import claims_json, claims_page, csv_text
 from harness.report.figures import write_figure
-from harness.report.hypotheses import Compare, Hypothesis, Sheet, Untestable, read
+from harness.report.hypotheses import Compare, Hypothesis, Peak, Sheet, Untestable, read
 from harness.report.text import markdown
 from harness.reproduce import main
 from harness.run import Places
@@ -80,7 +82,7 @@ def _nothing_is_prepared(request, monkeypatch):
         monkeypatch.setattr(module, "check_split", lambda *_: None)
         monkeypatch.setattr(module, "check_model", lambda _: None)
     monkeypatch.setattr(common, "open_dataset", Opened)
-    monkeypatch.setattr(claims, "_cold", lambda *_: np.arange(USERS) % 3 == 0)
+    monkeypatch.setattr(claims, "_cold", lambda *_: dict.fromkeys(DATA, np.arange(USERS) % 3 == 0))
     monkeypatch.setattr(claims, "_look_up", lambda *_: None)
 
 
@@ -241,7 +243,7 @@ def test_cold_start_is_judged_on_the_cold_users_of_each_data_set(monkeypatch):
     facts = " ".join(of(made_, "C11 demo_kuaishou").facts)
     assert "100 of the 300 test users of demo_kuaishou" in facts
     assert "the text of section 5.5" in facts
-    monkeypatch.setattr(claims, "_cold", lambda *_: np.arange(USERS) == 7)
+    monkeypatch.setattr(claims, "_cold", lambda *_: dict.fromkeys(DATA, np.arange(USERS) == 7))
     few = of(judge({}, asked, kept), "C11 demo_kuaishou")
     assert few.word is Word.NOT_TESTABLE
     assert few.why == "1 of the 300 test users of demo_kuaishou are cold-start users"
@@ -357,6 +359,43 @@ def test_a_peak_is_supported_only_where_it_stands_alone_on_every_data_set():
     )
 
 
+def test_figure4_answers_for_the_panels_that_have_cells():
+    """The full model's own cell is Table 2's: alone it is no heatmap."""
+    ten, weight = Decimal(10), Decimal("0.02")
+    spots = [
+        SimpleNamespace(first=ten, second=weight),
+        SimpleNamespace(first=Decimal(5), second=weight),
+    ]
+    alone = plateau([0.5, 0.3])
+    surfaces = [
+        SimpleNamespace(panel=SimpleNamespace(name=name), data=SimpleNamespace(name="a"), spots=spots,
+                        judged=spots[:judged], statistics=alone if judged > 1 else None, why="one cell")
+        for name, judged in (("behaviour", 2), ("modality", 1))
+    ]  # fmt: skip
+    module = SimpleNamespace(build=lambda *_: SimpleNamespace(surfaces=surfaces))
+    peaks_of = [one for one in read() if isinstance(one.test, Peak)]
+    found = claims._peaks(module, request(data=DATA[:1]), Plan((), {}, ()), peaks_of)
+    assert list(found) == ["C8"]
+    assert found["C8"].word is Word.SUPPORTED
+    assert "10 / 0.02 has 0.4999" in found["C8"].facts[0]
+
+
+def test_figure5_answers_once_the_twin_has_runs():
+    reading = SimpleNamespace(data="a", judgement=stats.Judgement.UNDECIDED, why="no categories")
+    made_ = SimpleNamespace(judgement=stats.Judgement.UNDECIDED, readings=[reading])
+    twin = SimpleNamespace(label="MLP twin")
+    module = SimpleNamespace(
+        rows=lambda _: {"full": claims.FULL, "twin": twin}, build=lambda *_: made_
+    )
+    some: Record = made(request("ebm", seeds=1, data=DATA[:1]), TRUE)[0]
+    asked = request(data=DATA[:1])
+    assert claims._clusters(module, asked, Plan((), {"full": some}, ()), ()) is None
+    said = claims._clusters(module, asked, Plan((), {"full": some, "twin": some}, ()), ())
+    assert said is not None
+    assert said.word is Word.UNDECIDED
+    assert said.facts == ("a: undecided (no categories)",)
+
+
 def test_evidence_is_printed_and_enters_no_family():
     world = World()
     said = {"C8": Evidence(Word.CONTRADICTED, facts=("the peak is elsewhere",))}
@@ -428,7 +467,7 @@ def test_the_papers_file_is_whole():
         ("{compare: table9, better: [M3BSR], than: [EBM], metrics: [HR@10]}", "no sheet 'table9'"),
         ("{compare: table2, better: [M3BSR], than: [EBN], metrics: [HR@10]}", "no row 'EBN'; did you mean 'EBM'"),
         ("{compare: table2, better: [M3BSR], than: [EBM], metrics: [HR@11]}", "no metric 'HR@11'"),
-        ("{peak: behaviour, at: [1, 2]}", "no panel 'behaviour'; did you mean 'behavior'"),
+        ("{peak: behavor, at: [1, 2]}", "no panel 'behavor'; did you mean 'behaviour'"),
         ("{}", "C1 has not the shape of"),
     ],
 )  # fmt: skip
