@@ -56,6 +56,8 @@ class Request:
     """On a cluster: the profile's name, and `slurm.key=value` words; None runs here."""
     wait: bool = False
     """On a cluster: stay until the jobs are over."""
+    seeds_typed: bool = False
+    """Whether `seeds` was asked for; else it is the budget's."""
 
     @property
     def tuned(self) -> tuple[Path, ...]:

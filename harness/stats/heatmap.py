@@ -17,7 +17,7 @@ from scipy import special
 
 from harness.stats.marks import clearly_apart
 from harness.stats.order import Judgement
-from harness.stats.variance import LEVEL, Moments
+from harness.stats.variance import LEVEL, ROUNDING, Moments
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ def _judge(
     if count < 2:
         raise ValueError("a heatmap has two cells or more")
     c = float(means.var(ddof=1))
+    c = c if c > ROUNDING**2 else 0.0  # equal means, but for rounding
     F = c / D if D else (float("inf") if c else 0.0)
     critical = float(special.fdtri(count - 1, df, 1 - LEVEL))
     top = means.max()
