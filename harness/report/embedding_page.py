@@ -149,6 +149,10 @@ def _reading_line(reading: Reading, scenes: list[Scene]) -> str:
             ]
             if changes:
                 said.append(f"After CDMD, {scene.mode}: {'; '.join(changes)}.")
+    twins = [(s.mode, s.spaces[TWIN_MAPPED].common) for s in scenes if TWIN_MAPPED in s.spaces]
+    shifts = [f"{100 * share:.0f} % ({mode})" for mode, share in twins if share is not None]
+    if shifts:
+        said.append(f"Of the MLP's movement one shift of all items is {', '.join(shifts)}.")
     return " ".join(said)
 
 

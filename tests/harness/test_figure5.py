@@ -224,6 +224,7 @@ def test_a_shift_is_told_from_other_movement():
     assert scene.spaces[TWIN_MAPPED].measures[FEATURES, OVERLAP].mean == 1
     assert scene.differences[DENOISED, RAW, SILHOUETTE].mean == 0
     page = markdown(embedding_page(judged(replace(base, arrays=arrays))))
+    assert "Of the MLP's movement one shift of all items is 100 % (image)" in page
     assert "tiny, image, after CDMD: these settings leave the features as they were." in page
 
 
