@@ -38,9 +38,6 @@ def draw(made: ColdStart) -> Figure:
             _panel(axes, made, name, looks)
         panels[0, 0].set_ylabel(f"{STRATA_METRIC} among 1 + 99 candidates")
         panels[0, 0].set_ylim(0, _top(made))
-        figure.supxlabel(
-            "recorded interactions of the user before the test favor (n: users)", fontsize=9
-        )
         handles = [
             panels[0, 0].plot([], [], color=colour, marker=marker, linestyle=line, markersize=5,
                               linewidth=2 if label == CHAMPION else 1.3, label=label)[0]
@@ -114,6 +111,7 @@ def _panel(axes: Axes, made: ColdStart, name: str, looks: dict[str, tuple[str, s
         axes.annotate("no runs", (0.5, 0.5), xycoords="axes fraction", color=OTHERS, ha="center")
     axes.set_xticks(range(len(strata)), [f"{s.label}\nn = {s.users:,}" for s in strata])
     axes.set_xlim(-0.5, max(len(strata), 1) - 0.5)
+    axes.set_xlabel("recorded interactions before the test favor\n(n: users of that length)")
     axes.grid(visible=False, axis="x")
     demo = " (demo data)" if any(d.demo for d in made.table.data if d.name == name) else ""
     axes.set_title(f"{name}{demo}", fontsize=10)

@@ -16,7 +16,6 @@ from harness.report.cold_start import (
     ColdStart,
     Lead,
     Point,
-    Verdict,
 )
 from harness.report.content import CHAMPION, Row, TableCell
 from harness.report.document import EMPTY, Band, Document, Entry, Grid, Line, Notes, Picture, Span
@@ -164,13 +163,16 @@ def _claim(one: ColdClaim) -> str:
     if one.claim is None or one.why:
         return f"On {one.dataset}: {one.verdict.value} ({one.why})."
     claim = one.claim
-    more = ""
-    if one.verdict is Verdict.UNDECIDED:
-        more = "; the data allow either"
     return (
         f"On {one.dataset}: {one.verdict.value} ({claim.parts} comparisons; corrected p for it "
-        f"{claim.support_holm:.3f}, against it {claim.reverse_holm:.3f}{more})."
+        f"{_p(claim.support_holm)}, against it {_p(claim.reverse_holm)})."
     )
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "none"
+    return "below 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 # ------------------------------------------------------------------------------------- the strata
