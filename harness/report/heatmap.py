@@ -85,13 +85,13 @@ def panels(*, named_only: bool = False) -> dict[str, Panel]:
     for name, title, figures, printed, rows, columns in (
         ("behaviour", "Behaviour denoising", "4a and 4d", STEPS,
          ("denoising steps", "steps", "diffusion_steps"),
-         ("loss weight λ_b", "weight", "behavior_loss_weight")),
+         ("loss weight lambda_b", "weight", "behavior_loss_weight")),
         ("modality", "Modality denoising", "4b and 4e", STEPS,
          ("denoising steps", "steps", "diffusion_steps"),
-         ("loss weight λ_m", "weight", "modality_loss_weight")),
+         ("loss weight lambda_m", "weight", "modality_loss_weight")),
         ("contrastive", "Contrastive loss", "4c and 4f", TEMPERATURE,
          ("temperature τ", "temperature", "temperature"),
-         ("loss weight λ_c", "weight", "contrastive_weight")),
+         ("loss weight lambda_c", "weight", "contrastive_weight")),
     ):  # fmt: skip
         peak = (Decimal(best[rows[2]]), Decimal(best[columns[2]]))
         first = axis(rows[0], rows[1], printed, 0, peak[0])

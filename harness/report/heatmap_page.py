@@ -250,7 +250,7 @@ def _claims(heatmaps: Heatmaps) -> tuple[str, ...]:
             word, why = heatmaps.surface(panel.name, data.name).claim
             each.append(f"{data.name}: {word.value}" + (f" ({why})" if why else ""))
         said.append(
-            f"The paper: {panel.title.lower()} peaks at {panel.first.label.partition(' ')[2] or panel.first.label} "
+            f"The paper: {panel.title.lower()} peaks at {panel.first.label} "
             f"{panel.peak[0]} and {panel.second.label} {panel.peak[1]}. On the data here: "
             f"{heatmaps.judgement(panel.name).value}. {'; '.join(each)}."
         )

@@ -493,7 +493,9 @@ def test_json_and_csv_have_every_number(tmp_path):
     assert shown.endswith(f"{folder}/table.md, .csv, .tex, .json, heatmaps.svg, .png")
     assert (folder / "heatmaps.svg").exists()
     assert (folder / "table.md").read_text(encoding="utf8").startswith("DEMO DATA")
-    assert r"\label{tab:sensitivity}" in (folder / "table.tex").read_text(encoding="utf8")
+    tex = (folder / "table.tex").read_text(encoding="utf8")
+    assert r"\label{tab:sensitivity}" in tex
+    assert "?" not in tex  # every sign is one that LaTeX has
     content = json.loads((folder / "table.json").read_text(encoding="utf8"))
     assert content["target"] == "figure4"
     assert content["runs"] == {"cell": 1, "peak": 3}
