@@ -240,7 +240,7 @@ def _read(folder: Path) -> Record:
     if content.pop("sha256") != digest(content):
         raise ValueError("checksum of record.json")
     content["fingerprints"] = Fingerprints(**content["fingerprints"])
-    if content["measured"] is not None:
+    if content.get("measured") is not None:
         return Record(**content)
     with (
         (folder / "ranks.npz").open("rb") as file,

@@ -156,8 +156,6 @@ def _clusters(module: Any, part: Request, planned: Plan, _: Sequence[TableData])
     rows = module.rows(part)
     if all(rows[key].label == FULL.label for key in planned.stored):
         return None
-    if not hasattr(module, "build"):
-        return Evidence(Word.NOT_TESTABLE, "its numbers are on the page of figure5")
     embedding = module.build(part, planned, failures(part))
     facts = tuple(
         f"{reading.data}: {reading.judgement.value}{f' ({reading.why})' if reading.why else ''}"

@@ -30,7 +30,7 @@ from harness.experiments.common import (
     table_data,
 )
 from harness.report.beside import Published
-from harness.report.embedding import MODES, TWIN, Views, build_embedding, t_sne
+from harness.report.embedding import MODES, TWIN, Embedding, Views, build_embedding, t_sne
 from harness.report.embedding_figure import embedding_figure
 from harness.report.embedding_page import FIGURE, embedding_csv, embedding_json, embedding_page
 from harness.report.tables import build_table
@@ -94,20 +94,25 @@ def _grid(request: Request) -> list[tuple[Method, Cell]]:
     return made
 
 
-def publish(request: Request, planned: Plan, failed: dict[str, str]) -> str:
-    """Write table.md, .csv, .tex, .json and the figure; returns what a terminal shows."""
+def build(request: Request, planned: Plan, failed: dict[str, str]) -> Embedding:
+    """What is shown and measured of the stored runs; t-SNE maps are remembered between calls."""
     reasons = failures(request) | failed
     table = build_table(
         planned.stored.values(), planned.wanted, table_data(request, planned), failed=reasons,
         target="figure5", budget_name=request.budget.name, overrides=request.overrides,
         methods=rows(request), metrics=METRICS,
     )  # fmt: skip
-    embedding = build_embedding(
+    return build_embedding(
         table,
         [_views(request, planned, name, reasons) for name in request.names],
         str(Published.read().paper.content["figure5"]["claim"]),
         _remembered(request),
     )
+
+
+def publish(request: Request, planned: Plan, failed: dict[str, str]) -> str:
+    """Write table.md, .csv, .tex, .json and the figure; returns what a terminal shows."""
+    embedding = build(request, planned, failed)
     figures = {FIGURE: embedding_figure(embedding)} if embedding.drawn else None
     return publish_page(
         request, planned, embedding_page(embedding), embedding_csv(embedding), "tab:embeddings",

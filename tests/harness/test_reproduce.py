@@ -35,7 +35,7 @@ def refused(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str
             ["tabel2"],
             "no target 'tabel2'; did you mean 'table2'? Choose from: ",
         ),
-        (["all"], "target 'all' is not built yet; choose from: table1, table2, table3"),
+        (["all", "--methods", "sasrec"], "--methods 'sasrec': all has every row of every artefact"),
         (["table2", "--methods", "sasrek"], "no method 'sasrek'; did you mean 'sasrec'?"),
         (["figure3", "--methods", "sasrec"], "no row of Figure 3 'sasrec'"),
         (["figure3", "model.loss.lambda_c=0"], "'w/o Disent' takes out what"),

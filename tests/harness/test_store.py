@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.config import Cell, ProtocolConfig, Scope, cell_key, plain
+from harness.config import Cell, ProtocolConfig, Scope, cell_key, digest, plain
 from harness.errors import InputError, unknown
 from harness.seeding import stream, torch_stream
 from harness.store import RANKS, Fingerprints, Ranks, Record, Store, write_json
@@ -130,6 +130,51 @@ def test_a_damaged_file_that_cannot_be_renamed_is_only_warned_of(
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.warns(RuntimeWarning, match="cannot be renamed"):
         assert store.load(kept.key) is None
+
+
+def test_a_record_of_an_older_format_is_read_not_set_aside(tmp_path: Path) -> None:
+    """Before timing cells and redraws, records had neither; they are stale by their code, not corrupt."""
+    store, kept = Store(tmp_path), record()
+    store.save(kept)
+    path = store.cells / kept.key / "record.json"
+    content = json.loads(path.read_text())
+    del content["measured"], content["sha256"]
+    write_json(path, content | {"sha256": digest(content)})
+    loaded = store.load(kept.key)
+    assert loaded == kept
+    assert loaded is not None
+    assert loaded.ranks is not None
+    assert loaded.ranks.above_redrawn is None
+
+
+def test_redraws_measurements_and_arrays_come_back(tmp_path: Path) -> None:
+    store, plain_record = Store(tmp_path), record()
+    assert plain_record.ranks is not None
+    redrawn = np.arange(8, dtype=np.uint8).reshape(2, 4)
+    ranks = dataclasses.replace(plain_record.ranks, above_redrawn=redrawn, tied_redrawn=redrawn)
+    store.save(dataclasses.replace(plain_record, ranks=ranks), {"view": np.ones((2, 3))})
+    loaded = store.load(plain_record.key)
+    assert loaded is not None
+    assert loaded.ranks is not None
+    np.testing.assert_array_equal(loaded.ranks.above_redrawn, redrawn)
+    np.testing.assert_array_equal(store.arrays(plain_record.key)["view"], np.ones((2, 3)))
+
+    timed = dataclasses.replace(record(seed=2), ranks=None, measured={"epoch": [1.0, 2.0]})
+    store.save(timed)
+    assert store.load(timed.key) == timed
+    assert store.arrays(timed.key) == {}
+    with pytest.raises(ValueError, match="with its ranks, or with what was measured"):
+        store.save(dataclasses.replace(timed, measured=None))
+
+
+def test_damaged_arrays_are_set_aside_and_the_record_stays(tmp_path: Path) -> None:
+    store, kept = Store(tmp_path), record()
+    store.save(kept, {"view": np.ones(3)})
+    path = store.cells / kept.key / "arrays.npz"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.warns(RuntimeWarning, match="arrays of .* cannot be read"):
+        assert store.arrays(kept.key) == {}
+    assert store.load(kept.key) == kept
 
 
 def test_a_failed_write_leaves_the_old_record_and_no_rest(tmp_path: Path) -> None:
