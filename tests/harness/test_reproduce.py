@@ -57,7 +57,10 @@ def refused(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str
         (["table2", "train.epochs=1,2"], "'train.epochs=1,2' is not key=value"),
         (["table2", "--budget", "fast"], "no budget 'fast'"),
         (["table2", "--seeds", "0"], "--seeds 0: at least 1 is needed"),
-        (["table2", "--on", "slurm", "slurm.gpu=1"], "no setting of a SLURM profile 'gpu'; did you"),
+        (
+            ["table2", "--on", "slurm", "slurm.gpu=1"],
+            "no setting of a SLURM profile 'gpu'; did you",
+        ),
         (["table2", "--on", "slurm:cqu"], "no SLURM profile 'cqu'; did you mean 'cpu'?"),
         (["table2", "slurm.gpus=1"], "'slurm.gpus=1' is for --on slurm"),
         (["table2", "--wait"], "'--wait' is for --on slurm"),
