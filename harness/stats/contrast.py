@@ -23,9 +23,7 @@ from harness.stats.variance import (
     Comparison,
     Moments,
     Power,
-    _half_width,
-    _one_sided,
-    _two_sided,
+    tested,
 )
 
 
@@ -56,8 +54,9 @@ def contrast(terms: Sequence[Term]) -> Comparison:
     A = float(np.square(z).sum()) * users / (users - 1)
     A = A if A * users > ROUNDING**2 else 0.0
     power = Power.of(min(term.method.runs for term in terms))
+    total = sum(term.weight * term.method.mean for term in terms)
     if not power.tests:
-        return _comparison(terms, users, A, 0.0, 0.0, (A, users - 1.0), power, None)
+        return tested(total, A * users, (A, 0.0, 0.0), (A, users - 1.0), power, None)
     spreads = [(t.weight**2 * t.method.v / t.method.runs, t.method.runs - 1) for t in terms]
     B = sum(spread for spread, _ in spreads)
     C = sum(t.weight**2 * t.method.e / (t.method.users * t.method.runs) for t in terms)
@@ -65,41 +64,7 @@ def contrast(terms: Sequence[Term]) -> Comparison:
     runs = sum(spread**2 / free for spread, free in spreads)
     df = V**2 / (A**2 / (users - 1) + runs) if V > 0 else users - 1.0
     welch = B**2 / runs if runs > 0 else users - 1.0
-    return _comparison(terms, users, A, B, C, (V, df), power, welch)
-
-
-def _comparison(
-    terms: Sequence[Term],
-    users: int,
-    A: float,
-    B: float,
-    C: float,
-    total: tuple[float, float],
-    power: Power,
-    welch: float | None,
-) -> Comparison:
-    """The sum with its interval; its p values where `welch`, the df over runs, is there."""
-    V, df = total
-    difference = sum(term.weight * term.method.mean for term in terms)
-    half = _half_width(V, df)
-    tested = welch is not None
-    return Comparison(
-        difference=difference,
-        w=A * users,
-        A=A,
-        B=B,
-        C=C,
-        V=V,
-        df=df,
-        low=difference - half,
-        high=difference + half,
-        p=_two_sided(difference, V, df) if tested else None,
-        p_greater=_one_sided(difference, V, df) if tested else None,
-        p_users=_two_sided(difference, A, users - 1.0) if tested else None,
-        p_seeds=_two_sided(difference, B, welch) if welch is not None else None,
-        seeds_df=welch,
-        power=power,
-    )
+    return tested(total, A * users, (A, B, C), (V, df), power, (users - 1.0, welch))
 
 
 def line_weights(x: Sequence[float]) -> Float[ndarray, " point"]:

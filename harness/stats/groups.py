@@ -16,11 +16,9 @@ from numpy import ndarray
 from harness.stats.variance import (
     Comparison,
     Power,
-    _half_width,
-    _one_sided,
-    _two_sided,
     _variance,
     moments,
+    tested,
 )
 
 
@@ -52,7 +50,7 @@ def lead_gap(
     users_df = A**2 / users if users > 0 else most
     power = Power.of(min(len(a), len(b)))
     if not power.tests:
-        return _comparison(difference, A * a.shape[1], (A, 0.0, 0.0), (A, users_df), power, None)
+        return tested(difference, A * a.shape[1], (A, 0.0, 0.0), (A, users_df), power, None)
     both = list(zip(*sides, strict=True))
     of_runs = [
         (_variance(np.asarray(here.run_means - there.run_means)) / here.runs, here.runs - 1)
@@ -64,35 +62,4 @@ def lead_gap(
     runs = sum(part**2 / free for part, free in of_runs)
     df = V**2 / (users + runs) if V > 0 else most
     tests = (users_df, B**2 / runs if runs > 0 else most)
-    return _comparison(difference, A * a.shape[1], (A, B, C), (V, df), power, tests)
-
-
-def _comparison(
-    difference: float,
-    w: float,
-    parts: tuple[float, float, float],
-    total: tuple[float, float],
-    power: Power,
-    tests: tuple[float, float] | None,
-) -> Comparison:
-    """The difference with its interval; p values where `tests`, df over users and runs, are there."""
-    A, B, C = parts
-    V, df = total
-    half = _half_width(V, df)
-    return Comparison(
-        difference=difference,
-        w=w,
-        A=A,
-        B=B,
-        C=C,
-        V=V,
-        df=df,
-        low=difference - half,
-        high=difference + half,
-        p=_two_sided(difference, V, df) if tests else None,
-        p_greater=_one_sided(difference, V, df) if tests else None,
-        p_users=_two_sided(difference, A, tests[0]) if tests else None,
-        p_seeds=_two_sided(difference, B, tests[1]) if tests else None,
-        seeds_df=tests[1] if tests else None,
-        power=power,
-    )
+    return tested(difference, A * a.shape[1], (A, B, C), (V, df), power, tests)

@@ -215,17 +215,33 @@ def _check_users(a: Moments, b: Moments) -> None:
 
 def _compare(a: Moments, b: Moments, w: float) -> Comparison:
     """The comparison, given the pair's w."""
-    difference = a.mean - b.mean
     A, B, C, V, df = _total(w, a, b)
-    half = _half_width(V, df)
     power = Power.of(min(a.runs, b.runs))
-    p = p_greater = p_users = p_seeds = seeds_df = None
-    if power.tests:
-        p = _two_sided(difference, V, df)
-        p_greater = _one_sided(difference, V, df)
-        p_users = _two_sided(difference, A, a.users - 1.0)
-        seeds_df = _welch_df(a, b)
-        p_seeds = _two_sided(difference, B, seeds_df)
+    tests = (a.users - 1.0, _welch_df(a, b)) if power.tests else None
+    return tested(a.mean - b.mean, w, (A, B, C), (V, df), power, tests)
+
+
+def tested(
+    difference: float,
+    w: float,
+    parts: tuple[float, float, float],
+    total: tuple[float, float],
+    power: Power,
+    tests: tuple[float, float] | None,
+) -> Comparison:
+    """A difference with its interval and p values.
+
+    Args:
+        difference: What is tested against 0.
+        w: Variance over users of one user's part in it.
+        parts: A, B, C.
+        total: V and its degrees of freedom.
+        power: Of the fewest runs in it.
+        tests: Degrees of freedom over users and over runs; None where there is no p.
+    """
+    A, B, C = parts
+    V, df = total
+    half = _half_width(V, df)
     return Comparison(
         difference=difference,
         w=w,
@@ -236,11 +252,11 @@ def _compare(a: Moments, b: Moments, w: float) -> Comparison:
         df=df,
         low=difference - half,
         high=difference + half,
-        p=p,
-        p_greater=p_greater,
-        p_users=p_users,
-        p_seeds=p_seeds,
-        seeds_df=seeds_df,
+        p=_two_sided(difference, V, df) if tests else None,
+        p_greater=_one_sided(difference, V, df) if tests else None,
+        p_users=_two_sided(difference, A, tests[0]) if tests else None,
+        p_seeds=_two_sided(difference, B, tests[1]) if tests else None,
+        seeds_df=tests[1] if tests else None,
         power=power,
     )
 
