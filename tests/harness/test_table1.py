@@ -68,14 +68,14 @@ def test_real_data_are_not_called_demo(data):
     )
 
 
-def test_the_command_line_leaves_four_files(data, tmp_path, capsys):
+def test_the_command_line_leaves_its_files(data, tmp_path, capsys):
     results = tmp_path / "results"
     words = ["table1", "--data", "tiny", "--data-dir", str(data), "--results", str(results)]
     assert main(words) == 0
     assert capsys.readouterr().out.startswith("DEMO DATA: tiny")
     folder = results / "tables" / "table1" / "tiny"
     assert {path.name for path in folder.iterdir()} == {
-        "table.md", "table.csv", "table.tex", "table.json",
+        "table.md", "table.csv", "table.tex", "table.json", "page.json",
     }  # fmt: skip
     content = json.loads((folder / "table.json").read_text(encoding="utf8"))
     assert content["target"] == "table1"
