@@ -55,7 +55,9 @@ def test_table_2_has_every_row_with_three_runs() -> None:
 
 def test_readmes_numbers_are_those_of_the_kept_table() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf8")
-    sample = readme.split("<!-- output of: python -m harness.reproduce table2 -->")[1].split("```")[1]
+    sample = readme.split("<!-- output of: python -m harness.reproduce table2 -->")[1].split("```")[
+        1
+    ]
     content = json.loads((TABLES / "table2/demo/table.json").read_text(encoding="utf8"))
     for cell in content["cells"] + content["reference"]:
         assert f"{cell['mean']:.4f}" in sample, cell
