@@ -229,8 +229,8 @@ class Cluster:
         for group, asked in ((usual, profile), (again, more)):
             jobs = packs(group, seconds, profile, asked.gpu_count or asked.cpus)
             shared = [job for job in jobs if not alone(job[0])]
-            alone = [job for job in jobs if alone(job[0])]
-            for some, exclusive in ((shared, False), (alone, True)):
+            single = [job for job in jobs if alone(job[0])]
+            for some, exclusive in ((shared, False), (single, True)):
                 most = site.largest_array - 1
                 for start in range(0, len(some), most):
                     part = some[start : start + most]
