@@ -134,6 +134,7 @@ class LocalCluster:
         self.parent = folder
         self.mark = secrets.token_hex(8)
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self.guardian: subprocess.Popen[bytes] | None = None
         self.root = Path()
         self._before: dict[str, str | None] = {}
 
@@ -147,6 +148,7 @@ class LocalCluster:
         self.root = Path(tempfile.mkdtemp(prefix="slurm-", dir=self.parent))
         self.root.chmod(0o700)
         self._set_environment()
+        self._guard()
         try:
             self._write_configuration()
             self._start_munge()
@@ -165,13 +167,16 @@ class LocalCluster:
             self._empty()
         for name in reversed(list(self.daemons)):
             self._end(name)
-        self._end_marked()
+        _end_marked(self.mark)
         for name, value in self._before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
         shutil.rmtree(self.root, ignore_errors=True)
+        if self.guardian is not None:
+            self.guardian.terminate()
+            self.guardian.wait()
 
     @property
     def configuration(self) -> Path:
@@ -190,7 +195,7 @@ class LocalCluster:
         self._kill_daemon(f"slurmd-{name}")
         # the steps' keepers first: they would tell the controller that their job was killed
         for variable in (NODE, "SLURMD_NODENAME"):
-            for process in self._marked():
+            for process in _marked(self.mark):
                 if _environment(process).get(variable) == name:
                     _signal(process, signal.SIGKILL)
 
@@ -213,6 +218,15 @@ class LocalCluster:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+    def _guard(self) -> None:
+        """A process that takes everything down if this one is killed."""
+        command = [sys.executable, __file__, "--guard", str(os.getpid()), self.mark, str(self.root)]
+        variables = {name: value for name, value in os.environ.items() if name != MARK}
+        self.guardian = subprocess.Popen(
+            command, start_new_session=True, stdin=subprocess.DEVNULL, env=variables,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
 
     def _write_configuration(self) -> None:
         port = _free_ports(11 + len(self.names))
@@ -307,24 +321,34 @@ class LocalCluster:
         process.kill()
         process.wait()
 
-    def _marked(self) -> Iterator[int]:
-        """Processes that carry this cluster's mark, but this one and its ancestors."""
-        spared = _ancestors(os.getpid())
-        for entry in Path("/proc").iterdir():
-            number = int(entry.name) if entry.name.isdecimal() else 0
-            marked = number and _environment(number).get(MARK) == self.mark
-            if marked and number not in spared:
-                yield number
 
-    def _end_marked(self) -> None:
-        """End what daemons left behind: steps and jobs outlive their slurmd."""
-        for _ in range(50):
-            left = [number for number in self._marked() if not _zombie(number)]
-            if not left:
-                return
-            for number in left:
-                _signal(number, signal.SIGKILL)
-            time.sleep(0.1)
+def _marked(mark: str) -> Iterator[int]:
+    """Processes that carry a cluster's mark, but this one and its ancestors."""
+    spared = _ancestors(os.getpid())
+    for entry in Path("/proc").iterdir():
+        number = int(entry.name) if entry.name.isdecimal() else 0
+        marked = number and _environment(number).get(MARK) == mark
+        if marked and number not in spared:
+            yield number
+
+
+def _end_marked(mark: str) -> None:
+    """End what daemons left behind: steps and jobs outlive their slurmd."""
+    for _ in range(50):
+        left = [number for number in _marked(mark) if not _zombie(number)]
+        if not left:
+            return
+        for number in left:
+            _signal(number, signal.SIGKILL)
+        time.sleep(0.1)
+
+
+def guard(process: int, mark: str, root: Path) -> None:
+    """Wait until the cluster's folder or its owner is gone; then leave nothing of it behind."""
+    while root.exists() and Path(f"/proc/{process}").exists() and not _zombie(process):
+        time.sleep(1)
+    _end_marked(mark)
+    shutil.rmtree(root, ignore_errors=True)
 
 
 def _free_ports(count: int) -> int:
@@ -389,6 +413,10 @@ def _read(path: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command beside a fresh cluster; its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["--guard"]:
+        guard(int(given[1]), given[2], Path(given[3]))
+        return 0
     words = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -396,7 +424,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words.add_argument("--cpus", type=int, default=8, help="a node's")
     words.add_argument("--gpus", type=int, default=2, help="a node's, made up")
     words.add_argument("command", nargs="+", metavar="-- COMMAND")
-    options = words.parse_args(arguments)
+    options = words.parse_args(given)
 
     def stop(*_: object) -> NoReturn:
         raise KeyboardInterrupt
