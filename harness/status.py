@@ -8,10 +8,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import InputError
 
+SECONDS_BETWEEN = 15.0
+"""Between two questions to a cluster's scheduler."""
 EXAMPLE = "example: python -m harness.status --watch"
 
 
@@ -22,21 +25,25 @@ def main(arguments: list[str] | None = None) -> int:
         description="What is running (epoch, loss, time left), done and failed.",
     )  # fmt: skip
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
-    parser.add_argument("--watch", action="store_true", help="again every two seconds")
+    parser.add_argument("--watch", action="store_true",
+                        help="again every two seconds (a cluster is asked every 15)")  # fmt: skip
     options = parser.parse_args(arguments)
     try:
+        said, asked = _cluster(options.results), time.monotonic()
         while True:
-            show(options.results)
+            show(options.results, said)
             if not options.watch:
                 return 0
             time.sleep(2)
+            if time.monotonic() - asked >= SECONDS_BETWEEN:
+                said, asked = _cluster(options.results), time.monotonic()
             print()
     except KeyboardInterrupt:
         return 130
 
 
-def show(results: Path) -> None:
-    """Print the state once."""
+def show(results: Path, cluster: Sequence[str]) -> None:
+    """Print the state once; `cluster` is what the scheduler said."""
     from rich.console import Console
 
     from harness.execution.live import Board
@@ -70,7 +77,7 @@ def show(results: Path) -> None:
             f"(process {live.process} on {live.host} is gone); the same reproduce command goes on there",
             markup=False, soft_wrap=True,
         )  # fmt: skip
-    for line in _cluster(results):
+    for line in cluster:
         console.print(line, markup=False, soft_wrap=True)
     if len({failure.host for failure in failures}) > 1:
         console.print(failures_by_host([failure.host for failure in failures]), markup=False)
