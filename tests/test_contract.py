@@ -47,6 +47,15 @@ READS_ALL_PLACES: dict[str, str] = {
 }
 """Window methods whose training may read later events than a target's place: why."""
 
+MOVED_AT_USE: dict[tuple[str, str], str] = {
+    (
+        "m3bsr",
+        "waves",
+    ): "sines of the steps, taken to the weights' device where they are multiplied",
+    ("m3bsr", "mix"): "weights of the schedule, taken to the noise's device where it is mixed",
+}
+"""(method, attribute): tensors outside buffers that stay where they were made: why that is right."""
+
 SHOWN_WITH: dict[str, dict[str, Any]] = {
     "ebm": {"prediction": "softmax"},  # one negative, and four last tokens in ten dropped: too slow
     "mmsbr": {"rounds": 1},  # six post-norm layers do not stand the rate of the test
@@ -486,10 +495,45 @@ class TestWorlds:
         assert any((~history.only(Behaviour.CLICK).real.any(1)).any() for history in read)
 
 
+def tensors(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that an object holds, however deep, with the name of the attribute it is in."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from tensors(inner, key if isinstance(key, str) else name, seen)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from tensors(inner, name, seen)
+    elif hasattr(value, "__dict__") and not isinstance(value, type):
+        for attribute, inner in vars(value).items():
+            own = attribute not in {"_parameters", "_buffers", "_modules"}
+            yield from tensors(inner, attribute if own else name, seen)
+
+
+@every_method
+def test_a_model_moves_to_another_device_whole(method: Method) -> None:
+    """As far as a machine without a GPU can tell: on the meta device nothing is left on the CPU."""
+    model_class, config_class = method.load()
+    model = model_class(config_class(hidden=16), worlds.catalogue())
+    known = {id(tensor) for _, tensor in tensors(model.catalogue, "catalogue", set())}
+    model.to("meta")
+    left = {
+        name
+        for name, tensor in tensors(model, method.key, set())
+        if tensor.device.type != "meta" and id(tensor) not in known
+    }
+    assert left == {name for key, name in MOVED_AT_USE if key == method.key}
+
+
 def combinations() -> Iterator[str]:
     yield from (method.key for method in METHODS + REFERENCES)
 
 
 def test_exemptions_name_methods_that_exist() -> None:
     keys = set(combinations())
-    assert {key for key, _ in NO_GRADIENT} | READS_ALL_PLACES.keys() | SHOWN_WITH.keys() <= keys
+    named = {key for key, _ in (*NO_GRADIENT, *MOVED_AT_USE)}
+    assert named | READS_ALL_PLACES.keys() | SHOWN_WITH.keys() <= keys

@@ -49,6 +49,8 @@ GUESS = 600.0
 """Seconds of a cell that nothing is known of."""
 MOST_TIMEOUTS = 1000
 """Requeues of one job after its time limit; each one has finished epochs."""
+SECONDS_OF_LAG = 60.0
+"""How late a shared disk may show what a node has written."""
 OUT_OF_MEMORY = ("OUT_OF_MEMORY", "oom-kill", "oom_kill", "exceeded memory limit", "out of memory?")
 """What SLURM, its logs and our own failures say when memory was short."""
 
@@ -181,7 +183,13 @@ class Cluster:
                 for key in keys:
                     if not self._over(one, key):
                         cells[key] = (one, index, state)  # a later submission of a cell counts
-        return Look(cells)
+        late = {key for key, (_, _, state) in cells.items() if self._late(key, state)}
+        return Look(cells, frozenset(late))
+
+    def _late(self, key: str, state: State) -> bool:
+        """Whether a job has just ended well without a record or failure: a shared disk may show it late."""
+        just = state.ended is not None and time.time() - state.ended < SECONDS_OF_LAG
+        return state.name == "COMPLETED" and just and self.board.failure(key) is None
 
     def _over(self, one: Submission, key: str) -> bool:
         """Whether a cell was stored after it was submitted; an older record was made by other code."""
@@ -337,11 +345,13 @@ class Look:
 
     cells: Mapping[str, tuple[Submission, int, State]]
     """By key: the submission, the task's index in it, and the task's state."""
+    late: frozenset[str] = frozenset()
+    """Keys of cells whose job has just ended well, and whose record is not seen yet."""
 
     @property
     def out(self) -> set[str]:
-        """Keys of the cells whose job may still write a record."""
-        return {key for key, (_, _, state) in self.cells.items() if state.alive}
+        """Keys of the cells whose job may still write a record, or whose record may still appear."""
+        return {key for key, (_, _, state) in self.cells.items() if state.alive} | self.late
 
     def counts(self) -> dict[str, int]:
         """Cells by their job's state."""

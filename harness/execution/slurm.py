@@ -6,6 +6,7 @@ needed. Facts that this rests on were found on SLURM 22.05 (slurm/README.md).
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import re
 import shutil
@@ -314,6 +315,8 @@ class State:
     name: str
     node: str = ""
     reason: str = ""
+    ended: float | None = None
+    """Seconds since 1970."""
 
     @property
     def alive(self) -> bool:
@@ -330,14 +333,22 @@ def states(arrays: Sequence[str]) -> dict[str, State]:
     if not arrays:
         return {}
     found: dict[str, State] = {}
-    answer = ask("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%N|%r")
+    answer = ask("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%N|%e|%r")
     wanted = set(arrays)
     for line in answer.splitlines():
-        job, name, node, reason = [*line.strip().split("|", 3), "", "", ""][:4]
+        job, name, node, end, reason = [*line.strip().split("|", 4), "", "", "", ""][:5]
         if job.partition("_")[0] in wanted:
-            found[job] = State(name, node, reason)
+            found[job] = State(name, node, reason, _time(end))
     forgotten = wanted - {job.partition("_")[0] for job in found}
     return found | (_accounted(sorted(forgotten)) if forgotten else {})
+
+
+def _time(text: str) -> float | None:
+    """`2026-11-25T09:57:06`, in local time; None for N/A."""
+    try:
+        return dt.datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None
 
 
 def _accounted(arrays: Sequence[str]) -> dict[str, State]:

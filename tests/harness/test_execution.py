@@ -16,6 +16,7 @@ from harness.execution.here import Ended, Outcome, run_here
 from harness.execution.live import Board, Failure, Live
 from harness.execution.progress import Display
 from harness.run import Places
+from harness.status import main as status
 
 KILLER = Cell(method="sasrec", data="somewhere", seed=1)
 NEIGHBOUR = Cell(method="sasrec", data="somewhere", seed=2)
@@ -114,3 +115,14 @@ def test_a_damaged_live_or_failed_file_says_nothing(tmp_path: Path, damage: str)
     assert [one.seed for one in board.failures()] == [2]
     assert board.failure(cell_key(KILLER)) is None
     assert board.failure(cell_key(NEIGHBOUR)) is not None
+
+
+def test_failures_are_counted_by_node_so_that_a_sick_one_stands_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    board = Board(tmp_path)
+    for number, host in enumerate(["n1", "n2", "n1", "n1"]):
+        key = f"{number:064}"
+        board.fail(Failure(key, "SASRec", "tiny", number, "CUDA error", "", host, 0.0, "c"))
+    assert status(["--results", str(tmp_path)]) == 0
+    assert "failures by node: n1 3, n2 1" in capsys.readouterr().out

@@ -163,6 +163,44 @@ def test_packs_are_filled_longest_first_under_the_arrays_limit(places: Places) -
     assert len(list((places.results / "cells").iterdir())) == 11
 
 
+def test_no_more_jobs_of_an_array_run_at_once_than_the_profile_says(places: Places) -> None:
+    site = read_site()
+    asked = settle(SlurmProfile(cpus=1, pack_minutes=1, parallel=1), site)
+    cluster = Cluster(places)
+    some = cells(methods="markov", seeds=3)
+    (one,) = cluster.submit(some, asked, site, "table2", "a command", lambda _: 60.0)
+    assert len(one.packs) == 3
+    most = 0
+
+    def watched() -> bool:
+        nonlocal most
+        look = cluster.look()
+        most = max(most, look.counts().get("RUNNING", 0))
+        return not look.out
+
+    wait_until(watched, "the jobs")
+    assert most == 1
+    assert len(list((places.results / "cells").iterdir())) == 3
+
+
+def test_a_record_that_a_shared_disk_shows_late_is_not_submitted_again(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job has ended and its record is not seen yet: a moment later it is."""
+    (cell,) = cells(methods="markov")
+    key = cell_key(cell)
+    cluster, _ = submit(places, [cell])
+    wait_until(lambda: ended(cluster), "the job")
+    there, hidden = places.results / "cells" / key, places.results / "late"
+    there.rename(hidden)
+    wait_until(lambda: cluster.look().counts() == {"COMPLETED": 1}, "the job's end")
+    assert cluster.look().out == {key}
+    monkeypatch.setattr("harness.execution.cluster.SECONDS_OF_LAG", 0.0)
+    assert cluster.look().out == set()  # it will not come: it is submitted again
+    hidden.rename(there)
+    assert cluster.look().cells == {}
+
+
 def test_gpus_are_handed_out_and_honoured(places: Places) -> None:
     cluster, array = submit(places, cells(methods="markov", seeds=2), gpus=1, pack_minutes=1)
     wait_until(lambda: ended(cluster), "the jobs")
