@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from harness.config import Cell, cell_key
@@ -126,3 +128,29 @@ def test_failures_are_counted_by_node_so_that_a_sick_one_stands_out(
         board.fail(Failure(key, "SASRec", "tiny", number, "CUDA error", "", host, 0.0, "c"))
     assert status(["--results", str(tmp_path)]) == 0
     assert "failures by node: n1 3, n2 1" in capsys.readouterr().out
+
+
+def test_gpus_are_those_that_the_scheduler_left_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert here.gpus() == ["3", "5"]
+    assert here.slots() == 2
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert here.gpus() == ["0", "1"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # handed out, but nothing computes on it
+    assert here.gpus() == []
+    assert here.slots() == here.cores()
+
+
+def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setattr(here.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(here, "_stop", None)
+    context = multiprocessing.get_context("spawn")
+    stop, number = context.Event(), context.Value("i", 0)
+    taken = []
+    for _ in range(3):
+        here._start_worker(stop, number, ["3", "5"])
+        taken.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert taken == ["3", "5", "3"]

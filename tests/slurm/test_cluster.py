@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from harness.compose import Budget, compose_cell
-from harness.config import Cell, cell_key
+from harness.config import Cell, Task, cell_key
 from harness.doctor import main as doctor
 from harness.errors import InputError
 from harness.execution.cluster import Cluster
@@ -199,6 +199,21 @@ def test_a_record_that_a_shared_disk_shows_late_is_not_submitted_again(
     assert cluster.look().out == set()  # it will not come: it is submitted again
     hidden.rename(there)
     assert cluster.look().cells == {}
+
+
+def test_a_timing_cell_asks_for_a_node_of_its_own(places: Places) -> None:
+    (cell,) = cells()
+    timed = replace(cell, task=Task.time)
+    site = read_site()
+    asked = settle(SlurmProfile(cpus=2), site)
+    cluster = Cluster(places)
+    made = cluster.submit([cell, timed], asked, site, "table4", "a command", lambda _: 1.0)
+    assert [(one.exclusive, [len(keys) for keys in one.packs]) for one in made] == [
+        (False, [1]), (True, [1]),
+    ]  # fmt: skip
+    scripts = [(cluster.logs / f"{one.array}_submission.sh").read_text() for one in made]
+    assert ["--exclusive" in script for script in scripts] == [False, True]
+    cancel("table4", places)
 
 
 def test_gpus_are_handed_out_and_honoured(places: Places) -> None:
