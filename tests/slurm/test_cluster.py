@@ -33,8 +33,10 @@ pytestmark = pytest.mark.usefixtures("cluster")
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 180.0
-LONG = ("train.epochs=40", "train.patience=40", "train.samples=0")
+LONG = ("train.epochs=80", "train.patience=80", "train.samples=0")
 """A run of many epochs, to be interrupted."""
+ENDLESS = ("train.epochs=100000", "train.patience=100000", "train.samples=0")
+"""A run that is there until it is cancelled."""
 
 
 def wait_until(done: Callable[[], Any], what: str) -> Any:
@@ -254,7 +256,7 @@ def test_a_preempted_job_goes_on_where_it_was(places: Places, data: Path, tmp_pa
 
 def test_the_time_limit_queues_a_job_again_and_it_goes_on(places: Places) -> None:
     """`short` allows one minute; SLURM's signal comes up to a minute before the end."""
-    endless = cells(["train.epochs=100000", "train.patience=100000", "train.samples=0"])
+    endless = cells(ENDLESS)
     key = cell_key(endless[0])
     cluster, array = submit(places, endless, partition="short")
     wait_until(lambda: epoch_of(places, key) >= 1, "epochs")
@@ -303,7 +305,7 @@ def test_a_killed_submitter_loses_nothing(words: list[str], places: Places) -> N
 
 
 def test_a_submitter_killed_before_it_knew_the_job_finds_it_by_name(places: Places) -> None:
-    cluster, array = submit(places, cells(LONG))
+    cluster, array = submit(places, cells(ENDLESS))
     (one,) = cluster.submissions()
     path = cluster.folder / f"{one.id}.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"array": ""}))
@@ -313,7 +315,7 @@ def test_a_submitter_killed_before_it_knew_the_job_finds_it_by_name(places: Plac
 
 
 def test_cancel_ends_the_jobs_of_one_artefact_and_keeps_what_is_stored(places: Places) -> None:
-    (cell,) = cells(LONG)
+    (cell,) = cells(ENDLESS)
     cluster, _ = submit(places, [cell])
     wait_until(lambda: epoch_of(places, cell_key(cell)) >= 1, "an epoch")
     assert cancel("figure3", places) == "no job of figure3 is out"
@@ -324,7 +326,7 @@ def test_cancel_ends_the_jobs_of_one_artefact_and_keeps_what_is_stored(places: P
 
 
 def test_a_job_over_its_memory_is_tried_once_with_more_then_fails(places: Places) -> None:
-    (cell,) = cells(LONG)
+    (cell,) = cells(ENDLESS)
     key = cell_key(cell)
     cluster, _ = submit(places, [cell], memory="60M", more_memory=1.5)
     wait_until(lambda: ended(cluster), "the memory kill")
