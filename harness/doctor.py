@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from harness.errors import InputError
+from harness.errors import InputError, OneLineParser
 
 EXAMPLE = """\
 examples:
@@ -44,7 +44,7 @@ class Finding:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print every finding; returns 1 when one of them is bad."""
-    words = argparse.ArgumentParser(
+    words = OneLineParser(
         prog="python -m harness.doctor", epilog=EXAMPLE,
         description="Check the machine: torch, GPU, disk, data checksums, SLURM.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -55,10 +55,13 @@ def main(arguments: list[str] | None = None) -> int:
                        help="check a profile against the cluster, nothing is submitted")  # fmt: skip
     words.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
     words.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR")
-    options = words.parse_intermixed_args(arguments)
-    where, _, profile = options.on.partition(":")
-    if where not in ("", "slurm"):
-        print(f"error: --on {options.on}: slurm or slurm:PROFILE is needed", file=sys.stderr)
+    try:
+        options = words.parse_intermixed_args(arguments)
+        where, _, profile = options.on.partition(":")
+        if where not in ("", "slurm"):
+            raise InputError(f"--on {options.on}: slurm or slurm:PROFILE is needed")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     checks: list[Callable[[], Iterator[Finding]]] = [
         libraries,

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import warnings
 from collections.abc import Iterable
+from typing import NoReturn
 
 
 class InputError(Exception):
     """Something that the user typed or supplied cannot be used: one line, exit code 2."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A command line whose mistakes are InputError, like every other one."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError with argparse's message and where to look."""
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def unknown(kind: str, value: str, choices: Iterable[str]) -> InputError:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from harness.errors import InputError, unknown
+from harness.errors import InputError, OneLineParser, unknown
 
 SOURCES = {
     "demo": "two generated worlds with a planted truth; knobs as world.KNOB=VALUE",
@@ -29,17 +29,9 @@ sources:
 """ + "\n".join(f"  {source:<10} {text}" for source, text in SOURCES.items())
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaints are InputErrors: one line each."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage."""
-        raise InputError(f"{message}; see `python -m harness.prepare --help`")
-
-
-def parser() -> Parser:
+def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = Parser(
+    result = OneLineParser(
         prog="python -m harness.prepare",
         description="Turn raw files into a prepared set: filtered, ordered, with 99 negatives a user, "
         "memory-mapped, with checksums. Written whole or not at all.",

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import InputError, unknown, warnings_in_one_line
+from harness.errors import InputError, OneLineParser, unknown, warnings_in_one_line
 
 if TYPE_CHECKING:
     from harness.execution.plan import Plan
@@ -51,7 +51,7 @@ used, 130 interrupted (the same command goes on)."""
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     listed = "\n".join(f"  {name:10} {what}" for name, what in TARGETS.items())
-    words = argparse.ArgumentParser(
+    words = OneLineParser(
         prog="python -m harness.reproduce",
         description="Plan an artefact of the paper, run the cells that are missing, print it.",
         epilog=EPILOG.format(targets=listed),
@@ -92,12 +92,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = sys.argv[1:] if arguments is None else arguments
-    try:
-        options = parser().parse_intermixed_args(words)
-    except SystemExit as end:  # argparse has printed its line
-        return int(end.code or 0)
     command = shlex.join(["python", "-m", "harness.reproduce", *words])
     try:
+        options = parser().parse_intermixed_args(words)
         if options.target not in TARGETS:
             raise unknown("target", options.target, TARGETS)
         if options.cancel:
@@ -109,6 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
         return reproduce(
             understand(options, command), plan_only=options.plan, workers=options.workers
         )
+    except SystemExit as end:  # argparse has printed its help
+        return int(end.code or 0)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,13 +5,12 @@ Reads the results folder alone, so it works while a `reproduce` runs elsewhere a
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.errors import InputError
+from harness.errors import InputError, OneLineParser
 
 SECONDS_BETWEEN = 15.0
 """Between two questions to a cluster's scheduler."""
@@ -20,15 +19,15 @@ EXAMPLE = "example: python -m harness.status --watch"
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the state of a results folder; with --watch again and again until Ctrl-C."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m harness.status", epilog=EXAMPLE,
         description="What is running (epoch, loss, time left), done and failed.",
     )  # fmt: skip
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
     parser.add_argument("--watch", action="store_true",
                         help="again every two seconds (a cluster is asked every 15)")  # fmt: skip
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         said, asked = _cluster(options.results), time.monotonic()
         while True:
             show(options.results, said)
@@ -38,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
             if time.monotonic() - asked >= SECONDS_BETWEEN:
                 said, asked = _cluster(options.results), time.monotonic()
             print()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 

@@ -7,14 +7,13 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from harness.audit.bounds import CANDIDATES
 from harness.audit.grid import Scale
 from harness.audit.published import DEFAULT
 from harness.audit.read import FORMATS, Document, read
 from harness.audit.show import Audit, as_json, page
-from harness.errors import InputError, unknown
+from harness.errors import InputError, OneLineParser, unknown
 
 EPILOG = """\
 examples:
@@ -27,16 +26,9 @@ for any number of data sets, from a test with ONE relevant item a user.
 exit code: 0 nothing impossible, 1 something impossible was found, 2 the input cannot be read."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says a mistake in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see python -m harness.audit --help")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    words = _Parser(
+    words = OneLineParser(
         prog="python -m harness.audit",
         description="Judge published HR@K and NDCG@K by arithmetic alone: can any ranking have them?",
         epilog=EPILOG,

@@ -215,6 +215,7 @@ class Cluster:
         target: str,
         command: str,
         seconds: Callable[[Cell], float | None],
+        look: Look | None = None,
     ) -> list[Submission]:
         """Submit cells as arrays, and return at once.
 
@@ -225,11 +226,12 @@ class Cluster:
             target: Names the artefact, for `--cancel`.
             command: What was typed.
             seconds: Expected of a cell on one worker.
+            look: What was out a moment ago; None asks.
 
         Raises:
             InputError: sbatch refused; with its message. What was submitted before stays.
         """
-        greedy = self._hungry()
+        greedy = self._hungry(look or self.look())
         usual = [cell for cell in cells if cell_key(cell) not in greedy]
         again = [cell for cell in cells if cell_key(cell) in greedy]
         more = replace(profile, memory=f"{int(megabytes(profile.memory) * profile.more_memory)}M")
@@ -292,16 +294,13 @@ class Cluster:
 
     # ------------------------------------------------------------------------------- memory
 
-    def _hungry(self) -> dict[str, str]:
-        """Cells whose job ran out of memory, once, with what it had."""
-        found: dict[str, str] = {}
-        for key, (one, _, state) in self._ended().items():
-            if self._starved(key, one, state):
-                found[key] = one.memory
-        return found
-
-    def _ended(self) -> dict[str, tuple[Submission, int, State]]:
-        return {key: row for key, row in self.look().cells.items() if not row[2].alive}
+    def _hungry(self, look: Look) -> set[str]:
+        """Keys of the cells whose job has run out of memory."""
+        return {
+            key
+            for key, (one, _, state) in look.cells.items()
+            if not state.alive and self._starved(key, one, state)
+        }
 
     def _starved(self, key: str, one: Submission, state: State) -> bool:
         failure = self.board.failure(key)
@@ -319,9 +318,11 @@ class Cluster:
         except OSError:
             return ""
 
-    def give_up(self, profile: SlurmProfile, cells: Iterable[Cell]) -> dict[str, str]:
+    def give_up(
+        self, profile: SlurmProfile, cells: Iterable[Cell], look: Look | None = None
+    ) -> dict[str, str]:
         """Record as failed the cells that ran out of memory twice (or once, without `more_memory`)."""
-        hungry = self._hungry()
+        hungry = self._hungry(look or self.look())
         tried: dict[str, set[str]] = {}
         for one in self.submissions():
             for key in _keys(one):

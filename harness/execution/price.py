@@ -97,6 +97,17 @@ def knowledge(places: Places) -> Callable[[Cell], Known | None]:
     return known
 
 
+def mean_seconds(places: Places) -> Callable[[Cell], float | None]:
+    """What a cell takes on one worker by stored runs; None where nothing is known."""
+    known = knowledge(places)
+
+    def seconds(cell: Cell) -> float | None:
+        one = known(cell)
+        return None if one is None else one.mean
+
+    return seconds
+
+
 def price(
     cells: Sequence[Cell],
     known: Callable[[Cell], Known | None],

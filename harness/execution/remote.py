@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from statistics import mean
+from collections.abc import Sequence
 
 from harness.config import Cell, cell_key
 from harness.execution.cluster import Cluster, Look, Submission
 from harness.execution.live import Board
 from harness.execution.plan import plan
+from harness.execution.price import mean_seconds
 from harness.execution.slurm import (
     SlurmProfile,
     ask,
@@ -21,8 +21,6 @@ from harness.execution.slurm import (
     settle,
 )
 from harness.run import Places
-from harness.store import Store
-from harness.zoo import find
 
 SECONDS_BETWEEN = 15.0
 """Between two questions to the scheduler while waiting."""
@@ -55,10 +53,12 @@ def run_on_cluster(
     site = read_site()
     asked = settle(read_profile(profile, words), site)
     cluster = Cluster(places)
-    failed = cluster.give_up(asked, missing)
-    out = cluster.look().out
+    look = cluster.look()
+    failed = cluster.give_up(asked, missing, look)
+    out = look.out
     todo = [c for c in missing if cell_key(c) not in out and cell_key(c) not in failed]
-    made = cluster.submit(todo, asked, site, target, command, seconds_of(places)) if todo else []
+    seconds = mean_seconds(places)
+    made = cluster.submit(todo, asked, site, target, command, seconds, look) if todo else []
     _say(f"{len(missing) - len(todo) - len(failed)} cells are out already, {len(todo)} submitted"
          + (f" as {_arrays(made)} on partition '{asked.partition}'" if made else ""))  # fmt: skip
     if not wait:
@@ -86,12 +86,12 @@ def _wait(
             _say(line)
             said = line
         time.sleep(SECONDS_BETWEEN)
-    failed = cluster.give_up(profile, missing)
-    board, ended = Board(places.results), cluster.look()
+    failed = cluster.give_up(profile, missing, look)
+    board = Board(places.results)
     for cell in plan(missing, places, any_machine=True).missing:
         key = cell_key(cell)
         failure = board.failure(key)
-        state = ended.cells[key][2].name if key in ended.cells else "not submitted"
+        state = look.cells[key][2].name if key in look.cells else "not submitted"
         failed.setdefault(key, failure.error if failure else f"its job ended without it ({state})")
     return failed
 
@@ -117,22 +117,6 @@ def cancel(target: str, places: Places) -> str:
         f"cancelled {', '.join(mine)}: {count} cells of {target} were not finished; what is stored "
         "and every run's last epoch stay"
     )
-
-
-def seconds_of(places: Places) -> Callable[[Cell], float | None]:
-    """What a cell takes by stored runs: of its method on its data, else on any data; None without."""
-    exact: dict[tuple[str, str], list[float]] = defaultdict(list)
-    of_method: dict[str, list[float]] = defaultdict(list)
-    for record in Store(places.results).records():
-        exact[record.label, record.data].append(record.seconds["total"])
-        of_method[record.label].append(record.seconds["total"])
-
-    def expected(cell: Cell) -> float | None:
-        label = find(cell.method).label
-        known = exact.get((label, cell.data)) or of_method.get(label)
-        return mean(known) if known else None
-
-    return expected
 
 
 def lines(places: Places) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from harness.compose import SEEDS, TUNED, Budget, check_overrides, compose_cell
-from harness.config import Cell
+from harness.config import Cell, cell_key, digest, plain
 from harness.data.demo import ensure_demo
 from harness.data.files import DEMO, check_name
 from harness.errors import InputError
@@ -115,11 +115,22 @@ def grid(request: Request) -> list[Cell]:
         seeds = request.seeds if method.trained else 1
         for name in request.names:
             cell = compose_cell(method, name, request.budget, request.overrides, request.tuned)
-            check_model(cell)
-            if method is request.methods[0]:
-                check_split(cell, request.places)
             cells += [replace(cell, seed=seed) for seed in range(1, seeds + 1)]
+    check_cells(cells, request.places)
     return cells
+
+
+def check_cells(cells: Iterable[Cell], places: Places) -> None:
+    """Check each setting's model, and each data set's split under its readings, once.
+
+    Raises InputError as `check_model` and `check_split`.
+    """
+    settings = {cell_key(replace(cell, seed=0)): cell for cell in cells}
+    for cell in settings.values():
+        check_model(cell)
+    splits = {digest([c.data, c.users, plain(c.protocol)]): c for c in settings.values()}
+    for cell in splits.values():
+        check_split(cell, places)
 
 
 def check_split(cell: Cell, places: Places) -> None:

@@ -9,8 +9,6 @@ paper's peak 3 (Table 2's where the settings are), whose spread the other cells 
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -22,13 +20,13 @@ from harness.errors import InputError, unknown
 from harness.execution.plan import Plan
 from harness.experiments.common import (
     Request,
-    check_model,
-    check_split,
+    check_cells,
     failures,
     publish_page,
     table_data,
 )
 from harness.experiments.tuning import with_settings
+from harness.report.export import written
 from harness.report.heatmap import (
     NAMES,
     Heatmaps,
@@ -99,9 +97,9 @@ def cells(request: Request) -> Sequence[Cell]:
     """
     check_overrides((FULL,), request.overrides)
     _refuse_axes(request)
-    for name, full in _full(request).items():
-        check_model(full)
-        check_split(full, request.places)
+    full_models = _full(request)
+    check_cells(full_models.values(), request.places)
+    for name, full in full_models.items():
         for panel in chosen_panels(request):
             _refuse_missing_part(panel, name, full)
     return list({cell_key(cell): cell for _, cell in _grid(request)}.values())
@@ -242,17 +240,7 @@ def publish(request: Request, planned: Plan, failed: dict[str, str]) -> str:
 
 def _csv(heatmaps: Heatmaps) -> str:
     """One line a cell, numbers in full, nothing for null."""
-    made = [line for surface in heatmaps.surfaces for line in lines(surface)]
-    out = io.StringIO()
-    columns = list(dict.fromkeys(name for line in made for name in line))
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
-    writer.writeheader()
-    for line in made:
-        writer.writerow({
-            key: str(value).lower() if isinstance(value, bool) else value
-            for key, value in line.items()
-        })  # fmt: skip
-    return out.getvalue()
+    return written([line for surface in heatmaps.surfaces for line in lines(surface)])
 
 
 assert set(SETTINGS) == set(NEEDS) == set(NAMES)

@@ -23,8 +23,7 @@ from harness.errors import InputError
 from harness.execution.plan import Plan
 from harness.experiments.common import (
     Request,
-    check_model,
-    check_split,
+    check_cells,
     failures,
     publish_page,
     table_data,
@@ -62,13 +61,9 @@ def cells(request: Request) -> Sequence[Cell]:
     train on, and when the overrides have taken CDMD-M out.
     """
     check_overrides((FULL,), request.overrides)
-    made = _grid(request)
-    for row, cell in made:
-        if cell.seed == 1:
-            check_model(cell)
-            if row.label == FULL.label:
-                check_split(cell, request.places)
-    return [cell for _, cell in made]
+    made = [cell for _, cell in _grid(request)]
+    check_cells(made, request.places)
+    return made
 
 
 def rows(request: Request) -> dict[str, Method]:

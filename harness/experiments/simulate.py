@@ -27,8 +27,7 @@ from harness.errors import InputError, unknown
 from harness.execution.plan import Plan
 from harness.experiments.common import (
     Request,
-    check_model,
-    check_split,
+    check_cells,
     failures,
     publish_page,
 )
@@ -78,10 +77,7 @@ def cells(request: Request) -> Sequence[Cell]:
     """
     check_overrides((FULL,), request.overrides)
     made = unique_cells(cell for _, cell in _grid(request, sweeps(request)))
-    for cell in made:
-        if cell.seed == 1:
-            check_model(cell)
-            check_split(cell, request.places)
+    check_cells(made, request.places)
     return made
 
 

@@ -5,8 +5,6 @@ It needs no runs: everything is in the manifests of the prepared sets.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from harness.data.dataset import Dataset
 from harness.execution.plan import Plan
 from harness.experiments.common import Request, publish_page
 from harness.report.document import Band, Document, Grid, Line, Notes, entry
+from harness.report.export import written
 from harness.report.layout import demo_line
 from harness.run import open_dataset
 
@@ -197,12 +196,7 @@ def _record(row: Statistics) -> dict[str, Any]:
 
 def frame(found: Sequence[Statistics]) -> str:
     """The table as CSV, a row a line."""
-    records = [_record(row) for row in found]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
+    return written([_record(row) for row in found])
 
 
 def cells(request: Request) -> Sequence[Cell]:  # noqa: ARG001 - what every artefact offers

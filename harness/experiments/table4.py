@@ -15,8 +15,7 @@ from harness.errors import InputError
 from harness.execution.plan import Plan
 from harness.experiments.common import (
     Request,
-    check_model,
-    check_split,
+    check_cells,
     failures,
     publish_page,
     table_data,
@@ -64,11 +63,9 @@ def cells(request: Request) -> Sequence[Cell]:
     for name in request.names:
         for method in request.methods:
             cell = compose_cell(method, name, request.budget, request.overrides, request.tuned)
-            check_model(cell)
-            if method is request.methods[0]:
-                check_split(cell, request.places)
             train = replace(cell.train, **setting)  # type: ignore[arg-type]
             made.append(replace(cell, seed=1, task=Task.time, train=train))
+    check_cells(made, request.places)
     return made
 
 

@@ -25,8 +25,7 @@ from harness.evaluation.ranks import Validation
 from harness.execution.plan import Plan, plan
 from harness.experiments.common import (
     Request,
-    check_model,
-    check_split,
+    check_cells,
     failures,
     publish_page,
     table_data,
@@ -82,13 +81,8 @@ def cells(request: Request) -> Sequence[Cell]:
     Raises InputError for overrides that no method has, or that leave nothing to train on.
     """
     check_overrides(request.methods, request.overrides)
-    split_checked = set()
-    for search in searches(request):
-        for cell in search.shared:
-            check_model(cell)
-        if search.data not in split_checked:
-            check_split(search.base, request.places)
-            split_checked.add(search.data)
+    shared = [cell for search in searches(request) for cell in search.shared]
+    check_cells(shared, request.places)
     return [cell for search in searches(request) for cell in search.known(request)]
 
 

@@ -6,9 +6,8 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
 
-from harness.errors import InputError, warnings_in_one_line
+from harness.errors import InputError, OneLineParser, warnings_in_one_line
 
 EPILOG = """\
 examples:
@@ -22,16 +21,9 @@ numbers, and what is missing with the command for it. Nothing is trained and no 
 exit code: 0 written, 2 something typed or supplied cannot be used."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says a mistake in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see python -m harness.report --help")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    words = _Parser(
+    words = OneLineParser(
         prog="python -m harness.report",
         description="One self-contained HTML page of every table, figure, judgement and run.",
         epilog=EPILOG,

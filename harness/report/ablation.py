@@ -25,7 +25,7 @@ from harness.report.document import Document, Grid, Line, Notes, Part, Picture
 from harness.report.export import json_content
 from harness.report.footers import power_notes
 from harness.report.gather import TableData, gather
-from harness.report.layout import against, bands, details, line_of, opening
+from harness.report.layout import against, bands, details, line_of, opening, p_value
 from harness.report.tables import build_table
 from harness.stats import Judgement, Power
 from harness.stats.variance import LEVEL
@@ -194,7 +194,7 @@ def _direction(pair: Comparison, few: str | None) -> str:
 
 def _change(label: str, pair: Comparison) -> str:
     """`w/o MEIE (-0.0312, Holm p 0.012)`: the removal minus the full model."""
-    p = "" if pair.p_holm is None else f", Holm p {pair.p_holm:.3f}"
+    p = "" if pair.p_holm is None else f", Holm p {p_value(pair.p_holm)}"
     return f"{label} ({-pair.difference:+.4f}{p})"
 
 
@@ -317,7 +317,7 @@ def _half_line(half: Half) -> str:
     claim = half.claim
     return (
         f"{half.text}: {claim.judgement.value} ({claim.parts} comparisons; corrected p for it "
-        f"{claim.support_holm:.3f}, against it {claim.reverse_holm:.3f})."
+        f"{p_value(claim.support_holm)}, against it {p_value(claim.reverse_holm)})."
     )
 
 

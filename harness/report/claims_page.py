@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,8 +28,8 @@ from harness.report.document import (
     Span,
     entry,
 )
-from harness.report.footers import protocol_fingerprint
-from harness.report.layout import _p, bands, opening
+from harness.report.export import finite, heading, written
+from harness.report.layout import bands, opening, p_value
 from harness.stats import Power
 from harness.stats.power import CHANCE
 
@@ -161,8 +158,8 @@ def _entries(claims: Claims, judged: Judged) -> tuple[Entry, ...]:
         entry(number),
         entry(part_name(claims, worst)),
         _difference(worst, bold=word[0].bold),
-        entry(_p(claim.support_holm if claim else None)),
-        entry(_p(claim.reverse_holm if claim else None)),
+        entry(p_value(claim.support_holm if claim else None)),
+        entry(p_value(claim.reverse_holm if claim else None)),
         entry("" if judged.detectable is None else _small(judged.detectable)),
     )
 
@@ -204,7 +201,7 @@ def sentence(judged: Judged) -> str:
         )
     if claim is not None and claim.support_holm is not None and claim.reverse_holm is not None:
         said.append(
-            f"Corrected p for it {claim.support_holm:.3f}, against it {claim.reverse_holm:.3f}."
+            f"Corrected p for it {p_value(claim.support_holm)}, against it {p_value(claim.reverse_holm)}."
         )
     if judged.detectable is not None:
         said.append(
@@ -342,7 +339,7 @@ def _part(part: Part) -> tuple[Entry, ...]:
     return (
         (Span(f"{pair.difference:+.4f}", runs=part.runs),),
         entry(f"[{pair.low:+.4f}, {pair.high:+.4f}]"),
-        entry(_p(pair.p_greater)),
+        entry(p_value(pair.p_greater)),
         entry(f"{pair.df:.1f}"),
     )
 
@@ -350,21 +347,11 @@ def _part(part: Part) -> tuple[Entry, ...]:
 # ------------------------------------------------------------------------------------ programs
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
 def claims_json(claims: Claims) -> dict[str, Any]:
     """The content of table.json: JSON's types, every number finite or null."""
     table = claims.table
     return {
-        "target": "claims",
-        "data": [
-            {"name": data.name, "demo": data.demo, "data_sha256": data.data_sha256,
-             "candidates_sha256": data.candidates_sha256}
-            for data in table.data
-        ],
-        "protocol": {**table.protocol, "fingerprint": protocol_fingerprint(table.protocol)},
+        **heading("claims", table.data, table.protocol),
         "correction": {"method": "holm", "entries": claims.entries, "claims": claims.entries // 2,
                        "strictest_level": claims.level if claims.entries else None},
         "counts": {word.value: claims.count(word) for word in Word},
@@ -388,12 +375,12 @@ def _claim(judged: Judged) -> dict[str, Any]:
         "in_family": judged.in_family,
         "parts": judged.needed,
         "parts_with_runs": len(judged.parts),
-        "p_support": _finite(claim.support_p) if claim else None,
-        "p_support_holm": _finite(claim.support_holm) if claim else None,
-        "p_reverse": _finite(claim.reverse_p) if claim else None,
-        "p_reverse_holm": _finite(claim.reverse_holm) if claim else None,
+        "p_support": finite(claim.support_p) if claim else None,
+        "p_support_holm": finite(claim.support_holm) if claim else None,
+        "p_reverse": finite(claim.reverse_p) if claim else None,
+        "p_reverse_holm": finite(claim.reverse_holm) if claim else None,
         "worst": _part_json(worst) if worst else None,
-        "detectable": _finite(judged.detectable),
+        "detectable": finite(judged.detectable),
         "facts": list(judged.facts),
     }
 
@@ -402,8 +389,8 @@ def _part_json(part: Part) -> dict[str, Any]:
     pair = part.comparison
     return {
         "better": part.better, "than": part.than, "dataset": part.dataset, "metric": part.metric,
-        "difference": _finite(pair.difference), "low": _finite(pair.low), "high": _finite(pair.high),
-        "p": _finite(pair.p_greater), "df": _finite(pair.df),
+        "difference": finite(pair.difference), "low": finite(pair.low), "high": finite(pair.high),
+        "p": finite(pair.p_greater), "df": finite(pair.df),
     }  # fmt: skip
 
 
@@ -411,7 +398,7 @@ def _published(cell: PublishedCell) -> dict[str, Any]:
     return {
         "method": cell.method, "dataset": cell.dataset, "metric": cell.metric,
         "published": cell.published, "possible": cell.possible, "verdict": cell.verdict.value,
-        "mean": _finite(cell.mean), "low": _finite(cell.low), "high": _finite(cell.high),
+        "mean": finite(cell.mean), "low": finite(cell.low), "high": finite(cell.high),
     }  # fmt: skip
 
 
@@ -419,16 +406,16 @@ def _order_json(column: Column) -> dict[str, Any]:
     order, against = column.order, column.against
     return {
         "dataset": column.dataset, "metric": column.metric,
-        "tau": _finite(order.tau) if order else None,
-        "tau_low": _finite(order.low) if order else None,
-        "tau_high": _finite(order.high) if order else None,
+        "tau": finite(order.tau) if order else None,
+        "tau_low": finite(order.low) if order else None,
+        "tau_high": finite(order.high) if order else None,
         "pairs_open": order.open if order else None,
         "pairs": order.pairs if order else None,
         "rival": against.other if against else None,
-        "published_lead": _finite(against.published_gain) if against else None,
-        "effect_ratio": _finite(against.ratio.ratio) if against else None,
-        "effect_ratio_low": _finite(against.ratio.low) if against else None,
-        "effect_ratio_high": _finite(against.ratio.high) if against else None,
+        "published_lead": finite(against.published_gain) if against else None,
+        "effect_ratio": finite(against.ratio.ratio) if against else None,
+        "effect_ratio_low": finite(against.ratio.low) if against else None,
+        "effect_ratio_high": finite(against.ratio.high) if against else None,
     }  # fmt: skip
 
 
@@ -450,13 +437,4 @@ def csv_text(claims: Claims) -> str:
         lines.append({"kind": "published", **_published(cell), "demo": demo[cell.dataset]})
     for column in claims.table.columns:
         lines.append({"kind": "order", **_order_json(column), "demo": demo[column.dataset]})
-    names = list(dict.fromkeys(name for line in lines for name in line))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    for line in lines:
-        writer.writerow(
-            {name: str(value).lower() if isinstance(value, bool) else value
-             for name, value in line.items()}
-        )  # fmt: skip
-    return out.getvalue()
+    return written(lines)

@@ -20,7 +20,7 @@ from harness.report.cold_start import (
 from harness.report.content import CHAMPION, Row, TableCell
 from harness.report.document import EMPTY, Band, Document, Entry, Grid, Line, Notes, Picture, Span
 from harness.report.document import entry as plain_entry
-from harness.report.layout import bands, document
+from harness.report.layout import bands, document, p_value
 from harness.zoo import Group
 
 COUNTED = (
@@ -146,7 +146,7 @@ def _gap(lead: Lead | None) -> Entry:
         return EMPTY
     tail = " ±" + f"{(lead.gap.high - lead.gap.low) / 2:.4f}".removeprefix("0")
     if lead.p_holm is not None:
-        p = "<.001" if lead.p_holm < 0.001 else f"{lead.p_holm:.3f}".removeprefix("0")
+        p = p_value(lead.p_holm)
         tail += f" p {p}"
     return (Span(f"{lead.gap.difference:+.4f}", bold=lead.marked, runs=lead.runs), Span(tail))
 
@@ -165,14 +165,8 @@ def _claim(one: ColdClaim) -> str:
     claim = one.claim
     return (
         f"On {one.dataset}: {one.verdict.value} ({claim.parts} comparisons; corrected p for it "
-        f"{_p(claim.support_holm)}, against it {_p(claim.reverse_holm)})."
+        f"{p_value(claim.support_holm) or 'none'}, against it {p_value(claim.reverse_holm) or 'none'})."
     )
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return "none"
-    return "below 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 # ------------------------------------------------------------------------------------- the strata

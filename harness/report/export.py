@@ -5,11 +5,31 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.report.content import Row, Table, TableCell
 from harness.report.footers import protocol_fingerprint
+from harness.report.gather import TableData
+
+
+def data_json(data: TableData) -> dict[str, Any]:
+    """A data set as every table.json names it."""
+    return {
+        "name": data.name,
+        "demo": data.demo,
+        "data_sha256": data.data_sha256,
+        "candidates_sha256": data.candidates_sha256,
+    }
+
+
+def heading(target: str, data: Iterable[TableData], protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """What every table.json begins with."""
+    return {
+        "target": target,
+        "data": [data_json(one) for one in data],
+        "protocol": {**protocol, "fingerprint": protocol_fingerprint(protocol)},
+    }
 
 
 def json_content(table: Table) -> dict[str, Any]:
@@ -18,22 +38,9 @@ def json_content(table: Table) -> dict[str, Any]:
     `p`, `df`, `p_holm`, `p_users`, `p_seeds` and `effect` (a difference) are M3BSR's against the
     cell's method and null in its own row; `mark` is dagger, best, second, or null below three runs.
     """
-    content: dict[str, Any] = _finite(
+    content: dict[str, Any] = finite(
         {
-            "target": table.target,
-            "data": [
-                {
-                    "name": data.name,
-                    "demo": data.demo,
-                    "data_sha256": data.data_sha256,
-                    "candidates_sha256": data.candidates_sha256,
-                }
-                for data in table.data
-            ],
-            "protocol": {
-                **table.protocol,
-                "fingerprint": protocol_fingerprint(table.protocol),
-            },
+            **heading(table.target, table.data, table.protocol),
             "cells": [_cell(cell) for row in table.rows for cell in row.cells],
             "reference": [_cell(cell) for row in table.references for cell in row.cells],
             "budget": [
@@ -140,12 +147,12 @@ def _text(value: Any) -> Any:
     return value
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Every NaN or infinity as null, all the way down."""
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -18,7 +18,7 @@ import numpy as np
 from harness import stats
 from harness.config import Cell
 from harness.report.beside import Published
-from harness.report.footers import protocol_fingerprint
+from harness.report.export import finite, heading
 from harness.report.gather import Gathered, Runs, TableData, gather
 from harness.stats import Judgement, Moments, Plateau
 from harness.stats.spread import equal_spread
@@ -431,26 +431,10 @@ def _printed(panel: Panel, data: TableData, spots: Sequence[Spot]) -> tuple[Prin
 # ------------------------------------------------------------------------------------ for programs
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
 def heatmaps_json(heatmaps: Heatmaps) -> dict[str, Any]:
     """The content of table.json: JSON's types, every number finite or null."""
     return {
-        "target": "figure4",
-        "data": [
-            {
-                "name": data.name,
-                "demo": data.demo,
-                "data_sha256": data.data_sha256,
-                "candidates_sha256": data.candidates_sha256,
-            }
-            for data in heatmaps.data
-        ],
-        "protocol": {
-            **heatmaps.protocol, "fingerprint": protocol_fingerprint(heatmaps.protocol),
-        },
+        **heading("figure4", heatmaps.data, heatmaps.protocol),
         "metric": METRIC,
         "runs": {"cell": heatmaps.per_spot, "peak": heatmaps.at_peak},
         "surfaces": [_surface_json(surface) for surface in heatmaps.surfaces],
@@ -482,20 +466,20 @@ def _surface_json(surface: Surface) -> dict[str, Any]:
             "sd": None if peak is None or peak.runs < 2 else math.sqrt(peak.v),
         },
         "statistics": None if found is None else {
-            "c": _finite(found.c),
-            "v": _finite(found.v),
-            "e": _finite(found.e),
-            "r": _finite(found.r),
-            "D": _finite(found.D),
-            "df": _finite(found.df),
-            "F": _finite(found.F),
-            "F_critical": _finite(found.F_critical),
+            "c": finite(found.c),
+            "v": finite(found.v),
+            "e": finite(found.e),
+            "r": finite(found.r),
+            "D": finite(found.D),
+            "df": finite(found.df),
+            "F": finite(found.F),
+            "F_critical": finite(found.F_critical),
             "flat": found.flat,
             "plateau": len(found.plateau),
             "cells": len(found.means),
-            "range": _finite(surface.span),
-            "range_of_equal_cells": _finite(nothing and nothing[0]),
-            "range_of_equal_cells_95": _finite(nothing and nothing[1]),
+            "range": finite(surface.span),
+            "range_of_equal_cells": finite(nothing and nothing[0]),
+            "range_of_equal_cells_95": finite(nothing and nothing[1]),
         },
         "claim": {"judgement": judgement.value, "why": why},
     }  # fmt: skip

@@ -328,11 +328,12 @@ def _difference(comparison: Comparison | None) -> Entry:
     half = (comparison.high - comparison.low) / 2
     tail = " ±" + f"{half:.4f}".removeprefix("0")
     if comparison.p_holm is not None:
-        tail += f" p {_p(comparison.p_holm)}"
+        tail += f" p {p_value(comparison.p_holm)}"
     return (Span(f"{comparison.difference:+.4f}", bold=comparison.marked), Span(tail))
 
 
-def _p(value: float | None) -> str:
+def p_value(value: float | None) -> str:
+    """`.012`, `<.001`, or nothing for none: how every page prints a p."""
     if value is None:
         return ""
     return "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
@@ -375,11 +376,11 @@ def _detail(comparison: Comparison) -> tuple[Entry, ...]:
     texts = (
         f"{comparison.difference:+.4f}",
         f"[{comparison.low:+.4f}, {comparison.high:+.4f}]",
-        _p(comparison.p),
-        _p(comparison.p_holm),
+        p_value(comparison.p),
+        p_value(comparison.p_holm),
         f"{comparison.df:.1f}",
-        _p(comparison.p_users),
-        _p(comparison.p_seeds),
+        p_value(comparison.p_users),
+        p_value(comparison.p_seeds),
         relative,
         interval,
         "" if effect.standardised is None else f"{effect.standardised:+.3f}",

@@ -7,8 +7,6 @@ from; a reading of the protocol is a test of its own, so that only M3BSR minus t
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,9 +30,10 @@ from harness.report.document import (
     Span,
     entry,
 )
+from harness.report.export import heading, written
 from harness.report.footers import protocol_fingerprint
 from harness.report.gather import Gathered, TableData, gather
-from harness.report.layout import demo_line
+from harness.report.layout import demo_line, p_value
 from harness.stats import Comparison, Moments, Plateau, Power
 from harness.stats.spread import EqualSpread, equal_spread
 from harness.stats.variance import LEVEL
@@ -831,7 +830,7 @@ def _difference(
     half = (pair.high - pair.low) / 2
     tail = " ±" + f"{half:.4f}".removeprefix("0")
     if p is not None:
-        tail += " p " + ("<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0"))
+        tail += f" p {p_value(p)}"
     return (Span(f"{pair.difference:+.4f}", bold=bold, runs=runs), Span(tail))
 
 
@@ -871,17 +870,7 @@ def _readings_grid(made: Multiverse) -> Grid:
 def json_content(made: Multiverse) -> dict[str, Any]:
     """The content of table.json: JSON's types, every number finite or null."""
     return {
-        "target": "multiverse",
-        "data": [
-            {
-                "name": (data := world.panel.data).name,
-                "demo": data.demo,
-                "data_sha256": data.data_sha256,
-                "candidates_sha256": data.candidates_sha256,
-            }
-            for world in made.worlds
-        ],
-        "protocol": {**made.protocol, "fingerprint": protocol_fingerprint(made.protocol)},
+        **heading("multiverse", [world.panel.data for world in made.worlds], made.protocol),
         "rivals": [
             {
                 "dataset": world.panel.data.name,
@@ -973,18 +962,6 @@ def _spread_json(world: World, metric: str) -> dict[str, Any] | None:
 
 def csv_text(made: Multiverse) -> str:
     """One line a reading and metric; numbers in full, nothing for null."""
-    lines = [
-        {**line, "demo": world.panel.data.demo} for world in made.worlds for line in _lines(world)
-    ]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    for line in lines:
-        writer.writerow({key: _text(value) for key, value in line.items()})
-    return out.getvalue()
-
-
-def _text(value: object) -> object:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return repr(value) if isinstance(value, float) else value
+    return written(
+        [{**line, "demo": world.panel.data.demo} for world in made.worlds for line in _lines(world)]
+    )

@@ -18,6 +18,7 @@ from numpy import ndarray
 from harness import stats
 from harness.config import Cell, cell_key
 from harness.report.content import CHAMPION
+from harness.report.export import data_json, heading
 from harness.report.gather import Gathered, TableData, gather
 from harness.report.noise import Removed
 from harness.stats import Claim, Comparison, Judgement, Moments, OneMean, Power
@@ -446,21 +447,10 @@ def _finding(claim: Claim | None, top: Gain | None, rise: Comparison | None) -> 
 
 def simulate_json(simulation: Simulation) -> dict[str, Any]:
     """The content of table.json: JSON's types, every number finite or null."""
-    demo = {world.name: world for world in simulation.worlds}
-
-    def named(data: TableData) -> dict[str, Any]:
-        return {
-            "name": data.name,
-            "demo": data.demo,
-            "data_sha256": data.data_sha256,
-            "candidates_sha256": data.candidates_sha256,
-        }
-
+    worlds = {world.name: world for world in simulation.worlds}
     return {
-        "target": "simulate",
-        "data": [named(data) for data in simulation.data],
-        "worlds": [named(world) for world in demo.values()],
-        "protocol": dict(simulation.protocol),
+        **heading("simulate", simulation.data, simulation.protocol),
+        "worlds": [data_json(world) for world in worlds.values()],
         "sweeps": [
             {
                 "data": sweep.data,

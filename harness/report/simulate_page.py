@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 
 from harness.report.content import CHAMPION
@@ -19,8 +17,9 @@ from harness.report.document import (
     Span,
     entry,
 )
+from harness.report.export import written
 from harness.report.footers import SHORT, protocol_fingerprint
-from harness.report.layout import demo_line
+from harness.report.layout import demo_line, p_value
 from harness.report.noise import Removed
 from harness.report.simulate import (
     KNOBS,
@@ -181,7 +180,7 @@ def _sentence(simulation: Simulation, verdict: Verdict) -> str:
     said = [f"{where}: {verdict.finding.value}{why}."]
     if verdict.rise is not None:
         p = verdict.claim.support_holm if verdict.claim else None
-        tail = "" if p is None else f"; with the gain at the top, Holm p {_p(p)}"
+        tail = "" if p is None else f"; with the gain at the top, Holm p {p_value(p)}"
         said.append(f"Over the sweep the gain rises by {_interval(verdict.rise)}{tail}.")
     if verdict.top is not None:
         said.append(
@@ -215,10 +214,6 @@ def _interval(pair: Comparison) -> str:
     return f"{pair.difference:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]"
 
 
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
 # --- grids ---
 
 
@@ -250,7 +245,7 @@ def _judgement(verdict: Verdict) -> list[Entry]:
         _difference(verdict.zero),
         _difference(verdict.top),
         EMPTY if verdict.rise is None else _pair(verdict.rise, verdict.runs),
-        EMPTY if p is None else entry(_p(p)),
+        EMPTY if p is None else entry(p_value(p)),
         (Span(verdict.finding.value, bold=decided),),
     ]
 
@@ -434,9 +429,4 @@ def _rests_on(simulation: Simulation) -> tuple[str, ...]:
 def csv_text(simulation: Simulation) -> str:
     """One line a number, numbers in full, nothing for null."""
     demo = {data.name: data.demo for data in simulation.data}
-    rows = [{**line, "demo": str(demo[line["data"]]).lower()} for line in lines(simulation)]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]) if rows else ["kind"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    return written([{**line, "demo": demo[line["data"]]} for line in lines(simulation)])

@@ -6,8 +6,6 @@ beside the ratios and left to the reader.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -21,6 +19,7 @@ from harness.config import Cell, cell_key, plain
 from harness.errors import InputError
 from harness.report.content import CHAMPION
 from harness.report.document import EMPTY, Band, Document, Entry, Grid, Line, Notes, Span, entry
+from harness.report.export import heading, written
 from harness.report.footers import protocol_fingerprint
 from harness.report.gather import TableData
 from harness.report.layout import demo_line
@@ -664,17 +663,7 @@ def json_content(timing: Timing) -> dict[str, Any]:
     """The content of table.json. Times in seconds; `ratio`: over M3BSR's on the same data."""
     machine = timing.machine
     return {
-        "target": "table4",
-        "data": [
-            {
-                "name": data.name,
-                "demo": data.demo,
-                "data_sha256": data.data_sha256,
-                "candidates_sha256": data.candidates_sha256,
-            }
-            for data in timing.data
-        ],
-        "protocol": {**timing.protocol, "fingerprint": protocol_fingerprint(timing.protocol)},
+        **heading("table4", timing.data, timing.protocol),
         "machine": None if machine is None else plain(machine),
         "batch_size": timing.batch,
         "cells": table_rows(timing),
@@ -696,15 +685,9 @@ def csv_text(timing: Timing) -> str:
         "key", "parameters", "peak_memory_mib", "samples", "batches", "whole_epochs", "flops_sample",
         "flops_user", "users_a_batch", "prepare_seconds", "load", "others_running", "busy",
     )  # fmt: skip
-    out = io.StringIO()
-    rows = table_rows(timing)
-    writer = csv.DictWriter(out, [*rows[0], *further, "demo"], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
+    made = []
+    for row in table_rows(timing):
         cost = costs.get((row["method"], row["dataset"]), {})
         more = {name: cost.get(name) for name in further}
-        writer.writerow({
-            name: str(value).lower() if isinstance(value, bool) else value
-            for name, value in {**row, **more, "demo": demo[row["dataset"]]}.items()
-        })  # fmt: skip
-    return out.getvalue()
+        made.append({**row, **more, "demo": demo[row["dataset"]]})
+    return written(made)

@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.ledger import Trial, chosen, of_method
 from harness.report.document import Band, Document, Entry, Grid, Line, Notes, Span, entry
+from harness.report.export import data_json
 from harness.report.gather import TableData
 from harness.report.layout import demo_line
 from harness.zoo import Method
@@ -236,16 +237,7 @@ def json_content(
             )
     return {
         "target": "tuning",
-        "data": [
-            {
-                "name": one.name,
-                "demo": one.demo,
-                "data_sha256": one.data_sha256,
-                "candidates_sha256": one.candidates_sha256,
-                "most_popular": floor[one.name],
-            }
-            for one in data
-        ],
+        "data": [{**data_json(one), "most_popular": floor[one.name]} for one in data],
         "searches": found,
     }
 
