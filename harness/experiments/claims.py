@@ -28,7 +28,8 @@ from harness.report.cold_start import COLD
 from harness.report.gather import TableData, gather
 from harness.report.hypotheses import Elsewhere, Hypothesis, Peak, Sheet, read
 from harness.report.tables import build_table
-from harness.report.timing import build_timing, claim_lines
+from harness.report.timing import build_timing
+from harness.report.timing_page import claim_lines
 from harness.run import Places
 from harness.store import Record
 from harness.zoo import METHODS, Method

@@ -24,19 +24,10 @@ from harness.experiments.common import (
     publish_page,
 )
 from harness.experiments.tuning import best_score
-from harness.report.curve import draw
 from harness.report.gather import TableData
-from harness.report.multiverse import (
-    BASE,
-    Kind,
-    Panel,
-    Specification,
-    build_multiverse,
-    csv_text,
-    diverged,
-    json_content,
-    page,
-)
+from harness.report.multiverse import BASE, Kind, Panel, Specification, build_multiverse, diverged
+from harness.report.multiverse_figure import draw
+from harness.report.multiverse_page import csv_text, json_content, page
 from harness.run import Places, open_dataset
 from harness.store import Store
 from harness.zoo import METHODS, Method, find

@@ -20,7 +20,8 @@ from harness.experiments.common import (
     publish_page,
     table_data,
 )
-from harness.report.timing import build_timing, csv_text, json_content, page
+from harness.report.timing import build_timing
+from harness.report.timing_page import csv_text, json_content, page
 from harness.zoo import METHODS, REFERENCES, Method, find
 
 PAPER = tuple(find(key) for key in ("stosa", "mmmlp", "ebm", "m3bsr"))

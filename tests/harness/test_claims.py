@@ -79,8 +79,8 @@ def _nothing_is_prepared(request, monkeypatch):
         return
     for module in (common, figure3):
         monkeypatch.setattr(module, "compose_cell", _composed)
-        monkeypatch.setattr(module, "check_split", lambda *_: None)
-        monkeypatch.setattr(module, "check_model", lambda _: None)
+    for check in ("check_split", "check_model"):
+        monkeypatch.setattr(common, check, lambda *_: None)
     monkeypatch.setattr(common, "open_dataset", Opened)
     monkeypatch.setattr(claims, "_cold", lambda *_: dict.fromkeys(DATA, np.arange(USERS) % 3 == 0))
     monkeypatch.setattr(claims, "_look_up", lambda *_: None)

@@ -22,20 +22,10 @@ from harness.config import ProtocolConfig, cell_key, plain
 from harness.errors import InputError
 from harness.execution.plan import Plan
 from harness.experiments import common, multiverse, table2
-from harness.report import curve
+from harness.report import multiverse_figure
 from harness.report.figures import write_figure
-from harness.report.multiverse import (
-    Kind,
-    Multiverse,
-    Verdict,
-    World,
-    build_multiverse,
-    counts,
-    csv_text,
-    json_content,
-    page,
-    summary,
-)
+from harness.report.multiverse import Kind, Multiverse, Verdict, World, build_multiverse
+from harness.report.multiverse_page import counts, csv_text, json_content, page, summary
 from harness.report.text import markdown
 from harness.run import Places
 from harness.stats.spread import equal_spread
@@ -388,7 +378,7 @@ def test_what_does_not_train_is_a_result_and_what_is_missing_a_gap():
     assert told["R6 reconstruction"].verdict is Verdict.WINS
     assert "2 of 5 readings have no verdict." in text
     assert result.worlds[0].spreads[0].left_out == ("R6 noise",)
-    assert curve.draw(result)
+    assert multiverse_figure.draw(result)
 
 
 def test_a_reading_that_cannot_be_run_is_a_row(monkeypatch):
@@ -402,7 +392,7 @@ def test_a_reading_that_cannot_be_run_is_a_row(monkeypatch):
     row = result.worlds[0].readings[-1]
     assert (row.status, row.gaps) == ("not possible here", ("1 test users",))
     assert markdown(page(result))
-    assert curve.draw(result)
+    assert multiverse_figure.draw(result)
 
 
 def test_a_loss_that_is_drowned_is_said():
@@ -436,7 +426,7 @@ def test_a_page_prints_with_none_or_some_of_its_runs(kept):
     assert markdown(page(result)).startswith("DEMO DATA")
     assert csv_text(result)
     json.dumps(json_content(result), allow_nan=False)
-    assert curve.draw(result)
+    assert multiverse_figure.draw(result)
     if kept != "without base":
         assert all(
             "nothing is said" in line for world in result.worlds for line in summary(world, 3)
@@ -480,7 +470,7 @@ def test_publish_writes_the_files_and_the_figure(tmp_path):
     assert r"\label{tab:multiverse}" in (folder / "table.tex").read_text(encoding="utf8")
     first = (folder / "multiverse.svg").read_bytes()
     assert b"M3BSR minus EBM" in first
-    write_figure(tmp_path, "again", curve.draw(build(asked, left, failed=reason)))
+    write_figure(tmp_path, "again", multiverse_figure.draw(build(asked, left, failed=reason)))
     assert (tmp_path / "again.svg").read_bytes() == first
 
 

@@ -313,10 +313,7 @@ def test_the_claim_follows_the_planted_truth_among_cold_users_alone():
     one, won = verdicts({"m3bsr": (0.9, -0.9)})
     assert won == [Verdict.SUPPORTED] * 2
     assert all(cell.dagger for r in one.table.rows if r.label == "M3BSR" for cell in r.cells)
-    assert (
-        "On demo_kuaishou: supported (6 comparisons; corrected p for it below 0.001"
-        in check_page(one)
-    )
+    assert "On demo_kuaishou: supported (6 comparisons; corrected p for it <.001" in check_page(one)
     _, lost = verdicts({"m3bsr": (-0.9, 0.9)})
     assert lost == [Verdict.CONTRADICTED] * 2
     _, even = verdicts({})

@@ -36,15 +36,11 @@ from harness.report.timing import (
     Ratio,
     Timing,
     build_timing,
-    csv_text,
-    is_busy,
-    json_content,
-    page,
     printed_ratio,
     ratio,
     spread,
-    three,
 )
+from harness.report.timing_page import csv_text, is_busy, json_content, page, three
 from harness.reproduce import TARGETS, main
 from harness.run import Places, open_dataset, run
 from harness.store import Record, Store
@@ -72,8 +68,7 @@ def _composed_once():
 @pytest.fixture
 def unopened(monkeypatch: pytest.MonkeyPatch) -> None:
     """No data set is opened."""
-    for module in (common, table4):
-        monkeypatch.setattr(module, "check_split", lambda *_: None)
+    monkeypatch.setattr(common, "check_split", lambda *_: None)
 
 
 def request(word: str | None = None, data: tuple[str, ...] = DATA, overrides: tuple[str, ...] = (),

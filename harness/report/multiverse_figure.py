@@ -10,15 +10,7 @@ from matplotlib.figure import Figure
 
 from harness.report.content import CHAMPION
 from harness.report.figures import COLOURS, OTHERS, OURS, canvas
-from harness.report.multiverse import (
-    BASE,
-    DECIDES,
-    Kind,
-    Multiverse,
-    Reading,
-    Verdict,
-    World,
-)
+from harness.report.multiverse import BASE, DECIDES, Kind, Multiverse, Reading, Verdict, World
 
 MARKS: dict[Kind, tuple[str, str]] = {
     Kind.BASE: ("o", OURS),
