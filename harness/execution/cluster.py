@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import submitit
@@ -306,15 +307,17 @@ class Cluster:
         failure = self.board.failure(key)
         said = f"{state.name} {state.reason} {failure.error if failure else ''}"
         if failure is None and state.name in {"FAILED", "OUT_OF_MEMORY", UNKNOWN}:
-            said += self._log(one, key)
+            said += self._end_of_log(one, key)
         return any(word.lower() in said.lower() for word in OUT_OF_MEMORY)
 
-    def _log(self, one: Submission, key: str) -> str:
-        """The end of a job's error log."""
+    def log(self, one: Submission, key: str) -> Path:
+        """Where the job of a cell writes what goes wrong."""
         index = next(i for i, keys in enumerate(one.packs) if key in keys)
-        path = self.logs / f"{one.task(index)}_0_log.err"
+        return self.logs / f"{one.task(index)}_0_log.err"
+
+    def _end_of_log(self, one: Submission, key: str) -> str:
         try:
-            return path.read_bytes()[-4000:].decode(errors="replace")
+            return self.log(one, key).read_bytes()[-4000:].decode(errors="replace")
         except OSError:
             return ""
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 from harness.config import Cell, cell_key
 from harness.execution.cluster import Cluster, Look, Submission
@@ -91,8 +92,11 @@ def _wait(
     for cell in plan(missing, places, any_machine=True).missing:
         key = cell_key(cell)
         failure = board.failure(key)
-        state = look.cells[key][2].name if key in look.cells else "not submitted"
-        failed.setdefault(key, failure.error if failure else f"its job ended without it ({state})")
+        why = "it was not submitted"
+        if key in look.cells:
+            one, _, state = look.cells[key]
+            why = f"its job ended without it ({state.name}); see {cluster.log(one, key)}"
+        failed.setdefault(key, failure.error if failure else why)
     return failed
 
 
@@ -127,13 +131,17 @@ def lines(places: Places) -> list[str]:
     look = cluster.look()
     said = [f"cluster: {_states(look)}"] if look.cells else ["cluster: nothing is out"]
     ended: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    logs: dict[tuple[str, str, str], Path] = {}
     for key, (one, _, state) in look.cells.items():
         if not state.alive:
-            ended[one.command, state.name, state.node].append(one.names[key])
-    for (command, name, node), names in ended.items():
+            place = (one.command, state.name, state.node)
+            ended[place].append(one.names[key])
+            logs.setdefault(place, cluster.log(one, key))
+    for place, names in ended.items():
+        command, name, node = place
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         said.append(f"jobs ended ({name}{f' on {node}' if node else ''}) without {', '.join(names[:3])}"
-                    f"{more}; to submit again: {command}")  # fmt: skip
+                    f"{more}; log: {logs[place]}; to submit again: {command}")  # fmt: skip
     return said
 
 

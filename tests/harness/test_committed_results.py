@@ -63,6 +63,23 @@ def test_readmes_numbers_are_those_of_the_kept_table() -> None:
         assert f"{cell['mean']:.4f}" in sample, cell
 
 
+def test_readmes_sentences_are_those_of_the_kept_table() -> None:
+    """README breaks lines as a terminal does, and leaves parts out; what it shows is word for word."""
+
+    def words(text: str) -> str:
+        return " ".join(re.sub(r"^(- |#+ .*$)", "", text, flags=re.MULTILINE).split())
+
+    readme = (ROOT / "README.md").read_text(encoding="utf8")
+    sample = readme.split("<!-- output of: python -m harness.reproduce table2 -->")[1].split("```")[
+        1
+    ]
+    shown = [line for line in sample.splitlines() if not line.startswith(("|", "[", "#"))]
+    kept = words((TABLES / "table2/demo/table.md").read_text(encoding="utf8"))
+    sentences = re.split(r"(?<=\.) (?=[A-Z(])", " ".join(" ".join(shown).split()))
+    assert len(sentences) > 8
+    assert [one for one in sentences if one not in kept] == []
+
+
 def test_the_page_is_kept() -> None:
     page = (ROOT / "results" / "report.html").read_text(encoding="utf8")
     assert "DEMO" in page[:20_000]

@@ -21,7 +21,7 @@ from harness.config import Cell, Task, cell_key
 from harness.doctor import main as doctor
 from harness.errors import InputError
 from harness.execution.cluster import Cluster
-from harness.execution.remote import cancel
+from harness.execution.remote import cancel, lines
 from harness.execution.slurm import SlurmProfile, read_site, settle, states
 from harness.reproduce import main
 from harness.run import Places
@@ -323,6 +323,10 @@ def test_cancel_ends_the_jobs_of_one_artefact_and_keeps_what_is_stored(places: P
     wait_until(lambda: ended(cluster), "the end")
     assert (places.results / "checkpoints" / f"{cell_key(cell)}.pt").exists()
     assert cluster.look().counts() == {"CANCELLED": 1}
+    (_, said) = lines(places)
+    assert "jobs ended (CANCELLED on n" in said
+    assert f"log: {places.results}/slurm/logs/" in said
+    assert said.endswith("to submit again: a command")
 
 
 def test_a_job_over_its_memory_is_tried_once_with_more_then_fails(places: Places) -> None:
