@@ -92,7 +92,7 @@ def load_yaml(path: Path) -> Any:
         InputError: the file cannot be read or is not YAML.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf8"), Loader=yaml.BaseLoader)  # noqa: S506
+        return yaml.load(path.read_text(encoding="utf8"), Loader=yaml.BaseLoader)  # noqa: S506 - makes strings alone
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise InputError(f"'{path}' cannot be read: {reason}") from error
