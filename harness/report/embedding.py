@@ -21,6 +21,7 @@ from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_samples
+from threadpoolctl import threadpool_limits
 
 from harness.report.content import CHAMPION, Table
 from harness.stats import Judgement
@@ -268,10 +269,14 @@ def _rows(
 
 
 def t_sne(x: Float[ndarray, "item d"]) -> Float[ndarray, "item 2"]:
-    """Van der Maaten and Hinton 2008, as scikit-learn has it; the same points for the same features."""
+    """Van der Maaten and Hinton 2008, as scikit-learn has it; the same points for the same features.
+
+    On one thread: with more, sums run in another order, and a thousand steps make other maps of that.
+    """
     perplexity = min(PERPLEXITY, (len(x) - 1) / 3)
     made = TSNE(2, perplexity=perplexity, init="pca", random_state=0, n_jobs=1)
-    return np.asarray(made.fit_transform(x.astype(np.float32)), dtype=np.float64)
+    with threadpool_limits(1):
+        return np.asarray(made.fit_transform(x.astype(np.float32)), dtype=np.float64)
 
 
 # ------------------------------------------------------------------------------------ labels
@@ -291,7 +296,8 @@ def label_items(views: Views, mode: str, items: Int[ndarray, " item"]) -> Labels
     count = min(count, len(np.unique(vectors, axis=0)))
     if count < 2:
         return _labels([""] * len(items), said="no categories, and all vectors are the same")
-    found = KMeans(count, n_init=4, random_state=0).fit_predict(vectors)
+    with threadpool_limits(1):
+        found = KMeans(count, n_init=4, random_state=0).fit_predict(vectors)
     said = f"{count} k-means clusters of the frozen {mode} vectors, no categories: the data set has none"
     return _labels([f"cluster {number + 1}" for number in found], said=said, clusters=True)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -492,3 +495,20 @@ def test_reproduce_figure5_trains_draws_and_prints_again(words, tmp_path, capsys
     assert main(command) == 0
     assert "to run" not in capsys.readouterr().err
     assert (folder / "figure5.svg").read_bytes() == drawing
+
+
+@pytest.mark.slow
+def test_a_map_does_not_depend_on_the_number_of_threads() -> None:
+    code = (
+        "import hashlib, numpy as np; from harness.report.embedding import t_sne; "
+        "x = np.random.default_rng(0).standard_normal((600, 32)); "
+        "print(hashlib.sha256(t_sne(x).tobytes()).hexdigest())"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads},
+        ).stdout
+        for threads in ("1", "2")
+    }  # fmt: skip
+    assert len(digests) == 1
