@@ -14,7 +14,7 @@ from harness.zoo import METHODS, PAPER_ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ROOT / "results" / "tables"
-KEPT = ("table1", "table2", "table3", "figure3", "claims")
+KEPT = ("table1", "table2", "table3", "table4", "figure3", "figure5", "claims")
 """At least these are kept; others may be."""
 
 
