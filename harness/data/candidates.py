@@ -103,8 +103,6 @@ def _chosen(
 ) -> Int[ndarray, "user negatives"]:
     """The first 99 good items that each user's numbers name; more numbers where they do not suffice."""
     users = len(touched.offsets) - 1
-    row_of_touched = np.repeat(np.arange(users, dtype=np.int64), np.diff(touched.offsets))
-    touched_key = row_of_touched * (items + 1) + touched.items
     chosen = np.empty((users, NEGATIVES), dtype=np.int32)
     waiting, draws = np.arange(users), NEGATIVES + 29
     while len(waiting):
@@ -113,7 +111,7 @@ def _chosen(
         for start in range(0, len(waiting), size):
             rows = waiting[start : start + size]
             item = _items(numbers_of(rows, draws), items, heights)
-            good = ~_among(rows[:, None] * (items + 1) + item, touched_key) & _first(item)
+            good = ~_touched(rows, item, touched, items) & _first(item)
             rank = np.cumsum(good, axis=1)
             enough = rank[:, -1] >= NEGATIVES
             wanted = good[enough] & (rank[enough] <= NEGATIVES)
@@ -132,6 +130,16 @@ def _items(
         return np.asarray(np.floor(items * x) + 1, dtype=np.int64)
     place = np.searchsorted(heights, x * heights[-1], side="right")
     return np.asarray(np.minimum(place, items - 1) + 1)
+
+
+def _touched(
+    rows: Int[ndarray, " user"], item: Int[ndarray, "user draw"], touched: Touched, items: int
+) -> Bool[ndarray, "user draw"]:
+    """Which drawn items their users, given in ascending order, touched."""
+    size = np.diff(touched.offsets)[rows]
+    place = np.arange(size.sum()) + np.repeat(touched.offsets[rows] - (size.cumsum() - size), size)
+    key = np.repeat(np.arange(len(rows)), size) * (items + 1) + touched.items[place]
+    return _among(np.arange(len(rows))[:, None] * (items + 1) + item, key)
 
 
 def _among(
@@ -162,10 +170,13 @@ def _require_enough(
     counts: Int[ndarray, " item_row"] | None,
 ) -> None:
     """InputError when a user has fewer than 99 items to be drawn from."""
-    possible = np.full(items + 1, True) if counts is None else counts > 0
-    possible[0] = False
-    taken = np.concatenate([[0], np.cumsum(possible[touched.items])])
-    left = possible.sum() - (taken[touched.offsets[1:]] - taken[touched.offsets[:-1]])
+    if counts is None:
+        left = items - np.diff(touched.offsets)
+    else:
+        possible = counts > 0
+        possible[0] = False
+        taken = np.concatenate([[0], np.cumsum(possible[touched.items])])
+        left = possible.sum() - (taken[touched.offsets[1:]] - taken[touched.offsets[:-1]])
     short = np.nonzero(left < NEGATIVES)[0]
     if len(short):
         worst = short[np.argmin(left[short])]
