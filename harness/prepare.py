@@ -4,29 +4,139 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import InputError, OneLineParser, unknown
 
-SOURCES = {
-    "demo": "two generated worlds with a planted truth; knobs as world.KNOB=VALUE",
-    "deskdrop": "CI&T Deskdrop: users_interactions.csv or interactions.parquet in --raw DIR",
-    "movielens": "ml-100k: u.data and u.item, or RecBole's .inter and .item, in --raw DIR",
-    "table": "your own data: --interactions F [--items F --image F.npy --text F.npy]",
-}
-LATER = ("rec_tmall", "kuaishou")
-"""The paper's own sources, whose readers are still to come."""
+if TYPE_CHECKING:  # they bring numpy and pyarrow; --help answers at once
+    from harness.data.choice import LogOptions
+    from harness.data.raw import Raw
+
+@dataclass(frozen=True)
+class Source:
+    """A row of SOURCES: what can be prepared, from what, and who reads it."""
+
+    name: str
+    help: str
+    options: tuple[str, ...] = ()
+    """Options (as attributes) that mean something for it, beside --name and --data-dir."""
+    needs: Mapping[str, str] = field(default_factory=dict)
+    """Options it cannot do without, and what each is, for the message."""
+    read: Callable[[argparse.Namespace], AbstractContextManager[Raw]] | None = None
+    """Opens the source; what it holds on disk may go when the block ends. None: `demo`."""
+    survey: Callable[[argparse.Namespace], str] | None = None
+    """The text that --survey prints."""
+
+
+def _deskdrop(options: argparse.Namespace) -> AbstractContextManager[Raw]:
+    from harness.data.deskdrop import read_deskdrop
+
+    return nullcontext(read_deskdrop(options.raw))
+
+
+def _movielens(options: argparse.Namespace) -> AbstractContextManager[Raw]:
+    from harness.data.movielens import read_movielens
+
+    return nullcontext(read_movielens(options.raw))
+
+
+def _table(options: argparse.Namespace) -> AbstractContextManager[Raw]:
+    from harness.data.table import TableOptions, read_table
+
+    given = {key.removesuffix("_column"): value for key, value in vars(options).items()
+             if key.endswith("_column") or key in ("click", "favor", "ignore", "fields")}  # fmt: skip
+    given["click"] = ("click", *(options.click or ()))
+    given["favor"] = ("favor", *(options.favor or ()))
+    chosen = TableOptions(**{key: value for key, value in given.items() if value is not None})
+    return nullcontext(
+        read_table(options.interactions, options.items, options.image, options.text, chosen)
+    )
+
+
+def _log_options(options: argparse.Namespace) -> LogOptions:
+    """The options that sources with long logs share."""
+    from harness.data.choice import LogOptions
+
+    given = {key: getattr(options, key) for key in LOG if key not in ("raw", "survey")}
+    return LogOptions(**{key: value for key, value in given.items() if value is not None})
+
+
+def _rec_tmall(options: argparse.Namespace) -> AbstractContextManager[Raw]:
+    from harness.data.rec_tmall import open_rec_tmall
+
+    return open_rec_tmall(options.raw, options.data_dir, _log_options(options))
+
+
+def _rec_tmall_survey(options: argparse.Namespace) -> str:
+    from harness.data.rec_tmall import survey_rec_tmall
+
+    return survey_rec_tmall(options.raw, options.data_dir, _log_options(options))
+
+
+def _taobao(options: argparse.Namespace) -> AbstractContextManager[Raw]:
+    from harness.data.taobao import open_taobao
+
+    return open_taobao(options.raw, options.data_dir, _log_options(options))
+
+
+TABLE = (
+    "interactions", "items", "image", "text", "click", "favor", "ignore", "fields", "user_column",
+    "item_column", "behavior_column", "timestamp_column", "title_column", "picture_column",
+    "category_column",
+)  # fmt: skip
+RAW = {"raw": "DIR, the folder of its files"}
+LOG = (
+    "raw", "months", "begin", "end", "minimum_events", "favor_share", "favor_rule", "features",
+    "survey", "keep_staging",
+)  # fmt: skip
+"""Options of sources with long logs; a source names those it takes."""
+
+ROWS = (
+    Source(
+        "demo", "two generated worlds with a planted truth; knobs as world.KNOB=VALUE", ("knobs",)
+    ),
+    Source(
+        "deskdrop", "CI&T Deskdrop: users_interactions.csv or interactions.parquet in --raw DIR",
+        ("raw",), RAW, _deskdrop,
+    ),
+    Source(
+        "movielens",
+        "ml-100k: u.data and u.item, or RecBole's .inter and .item, in --raw DIR",
+        ("raw",), RAW, _movielens,
+    ),
+    Source(
+        "rec_tmall",
+        "Tianchi 140281: product and log files (.txt, .zip, sample .csv) in --raw DIR",
+        tuple(name for name in LOG if name != "favor_rule"), RAW, _rec_tmall, _rec_tmall_survey,
+    ),
+    Source(
+        "table", "your own data: --interactions F [--items F --image F.npy --text F.npy]", TABLE,
+        {"interactions": "F, a parquet or csv file"}, _table,
+    ),
+    Source(
+        "taobao", "Taobao UserBehavior.csv (plain or zipped) in --raw DIR",
+        tuple(name for name in LOG if name not in ("features", "survey")), RAW, _taobao,
+    ),
+)  # fmt: skip
+SOURCES = {row.name: row for row in ROWS}
+LATER = ("kuaishou",)
+"""The paper's own source whose reader is still to come."""
 
 EPILOG = """examples:
   python -m harness.prepare demo
   python -m harness.prepare demo --name demo_noisy world.accident=0.35 world.nuisance=3 world.seed=7
   python -m harness.prepare deskdrop --raw downloads/deskdrop
+  python -m harness.prepare rec_tmall --raw downloads/rec_tmall --survey
+  python -m harness.prepare rec_tmall --raw downloads/rec_tmall --months 2014-09
   python -m harness.prepare table --name shop --interactions log.parquet --items items.csv \\
       --image clip_image.npy --text clip_text.npy --click view --favor like,save --ignore cart
 
 sources:
-""" + "\n".join(f"  {source:<10} {text}" for source, text in SOURCES.items())
+""" + "\n".join(f"  {row.name:<10} {row.help}" for row in ROWS)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,6 +173,21 @@ def parser() -> argparse.ArgumentParser:
     for name in names:
         table.add_argument(f"--{name}-column", dest=f"{name}_column", metavar="NAME",
                            help=f"column of the {name} (default: {name})")  # fmt: skip
+    log = result.add_argument_group("long logs", "which events and users are taken; see each source")
+    log.add_argument("--months", type=_words, metavar="YYYY-MM,..", help="events of these months alone")
+    log.add_argument("--from", dest="begin", metavar="DATE", help="events from this day on (YYYY-MM-DD)")
+    log.add_argument("--to", dest="end", metavar="DATE", help="events up to this day, itself included")
+    log.add_argument("--minimum-events", type=int, metavar="N",
+                     help="events that a user needs (default: 5)")  # fmt: skip
+    log.add_argument("--favor-share", type=_range, metavar="LOW,HIGH",
+                     help="share of favors among a user's events, as in 0.1,1")  # fmt: skip
+    log.add_argument("--favor-rule", metavar="RULE", help="what is a favor, where a source has a choice")
+    log.add_argument("--features", type=Path, metavar="DIR",
+                     help="folder of image and text vectors; items without a picture are left out")  # fmt: skip
+    log.add_argument("--survey", action="store_true", default=None,
+                     help="print Table 1 of the plausible selections beside the paper's; prepare nothing")  # fmt: skip
+    log.add_argument("--keep-staging", action="store_true", default=None,
+                     help="keep what was read, so that another selection need not read again")  # fmt: skip
     result.add_argument(
         "knobs", nargs="*", metavar="world.KNOB=VALUE", help="knobs of the demo worlds"
     )
@@ -73,7 +198,9 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-TABLE_ONLY = ("interactions", "items", "image", "text", "click", "favor", "ignore", "fields")
+def _range(text: str) -> tuple[float, float]:
+    low, high = (float(part) for part in text.split(","))
+    return low, high
 
 
 def run(arguments: list[str]) -> list[dict[str, Any]]:
@@ -116,9 +243,16 @@ def run(arguments: list[str]) -> list[dict[str, Any]]:
                 "give it a name of its own, such as --name demo_other"
             )
         return [prepare_demo(root, f"{name}_{twin}", config) for twin, config in configs.items()]
+    row = SOURCES[source]
+    if options.survey and row.survey is not None:
+        print(row.survey(options))
+        return []
+    if row.read is None:
+        raise AssertionError(source)
     from harness.data.prepare import prepare
 
-    return [prepare(_read(options), root, options.name or source)]
+    with row.read(options) as raw:
+        return [prepare(raw, root, options.name or source)]
 
 
 def _refuse_taken_name(name: str, source: str) -> None:
@@ -134,41 +268,29 @@ def _refuse_taken_name(name: str, source: str) -> None:
 
 
 def _refuse_foreign_options(options: argparse.Namespace) -> None:
-    """InputError for an option that means nothing for this source."""
-    source = options.source
-    for name in (*TABLE_ONLY, *(key for key in vars(options) if key.endswith("_column"))):
-        if source != "table" and getattr(options, name) is not None:
-            raise InputError(
-                f"--{name.replace('_', '-')} belongs to source 'table', not to '{source}'"
-            )
-    if source != "demo" and options.knobs:
-        raise InputError(f"'{options.knobs[0]}' is a knob of source 'demo'; '{source}' has none")
-    if source in ("demo", "table") and options.raw is not None:
-        raise InputError(f"--raw belongs to sources deskdrop and movielens, not to '{source}'")
-    if source in ("deskdrop", "movielens") and options.raw is None:
-        raise InputError(f"source '{source}' needs --raw DIR, the folder of its files")
-    if source == "table" and options.interactions is None:
-        raise InputError("source 'table' needs --interactions F, a parquet or csv file")
+    """InputError for an option that means nothing for this source, or one that it lacks."""
+    row = SOURCES[options.source]
+    common = ("source", "name", "data_dir")
+    for name, value in vars(options).items():
+        if name in common or name in row.options or value in (None, []):
+            continue
+        if name == "knobs":
+            raise InputError(f"'{value[0]}' is a knob of source 'demo'; '{row.name}' has none")
+        takers = [f"'{other.name}'" for other in ROWS if name in other.options]
+        raise InputError(
+            f"{_typed(name)} belongs to source{'s' if len(takers) > 1 else ''} {', '.join(takers)}, "
+            f"not to '{row.name}'"
+        )
+    for name, what in row.needs.items():
+        if getattr(options, name) is None:
+            raise InputError(f"source '{row.name}' needs {_typed(name)} {what}")
 
 
-def _read(options: argparse.Namespace) -> Any:
-    """The raw log of a source that has files."""
-    if options.source == "deskdrop":
-        from harness.data.deskdrop import read_deskdrop
-
-        return read_deskdrop(options.raw)
-    if options.source == "movielens":
-        from harness.data.movielens import read_movielens
-
-        return read_movielens(options.raw)
-    from harness.data.table import TableOptions, read_table
-
-    given = {key.removesuffix("_column"): value for key, value in vars(options).items()
-             if key.endswith("_column") or key in ("click", "favor", "ignore", "fields")}  # fmt: skip
-    given["click"] = ("click", *(options.click or ()))
-    given["favor"] = ("favor", *(options.favor or ()))
-    chosen = TableOptions(**{key: value for key, value in given.items() if value is not None})
-    return read_table(options.interactions, options.items, options.image, options.text, chosen)
+def _typed(name: str) -> str:
+    """An option as it is typed."""
+    return next(
+        action.option_strings[0] for action in parser()._actions if action.dest == name  # noqa: SLF001 -- argparse has no public list
+    )
 
 
 def describe(manifest: dict[str, Any], root: Path) -> str:

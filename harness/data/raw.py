@@ -6,7 +6,7 @@ Axes: event = rows of the log in file order, item = rows of the item list, image
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,10 @@ SEED = 20250713
 
 @dataclass(frozen=True)
 class Raw:
-    """A source, read: clicks and favors alone, in file order, with numbers for users and items."""
+    """A source, read: clicks and favors alone, with numbers for users and items.
+
+    In file order, or already by user and time; arrays may be memory-mapped, texts made when asked for.
+    """
 
     source: str
     user: Int[ndarray, " event"]
@@ -35,14 +38,14 @@ class Raw:
     behaviour: Int[ndarray, " event"]
     timestamp: Int[ndarray, " event"] | Float[ndarray, " event"]
     """Any clock that increases, seconds in all our sources."""
-    user_ids: list[str]
-    item_ids: list[str]
+    user_ids: Sequence[str]
+    item_ids: Sequence[str]
     keep_items: bool = False
     """Items that no kept user touched stay (there is a list of items); otherwise they leave."""
-    title: list[str] | None = None
-    picture: list[str] | None = None
-    category: list[str] | None = None
-    fields: Mapping[str, list[str]] = field(default_factory=dict)
+    title: Sequence[str] | None = None
+    picture: Sequence[str] | None = None
+    category: Sequence[str] | None = None
+    fields: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Id fields as text, an entry an item; empty text is unknown."""
     image: Float[ndarray, "item image_width"] | None = None
     """All-zero rows are missing."""
