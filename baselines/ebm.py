@@ -34,6 +34,7 @@ from torch.nn import functional
 from models.interface import Batch, Catalogue, History, Interactions, Losses, ModelConfig
 from models.layers import DotProduct, Dropout
 from models.negatives import TrainingNegatives
+from models.precision import in_float32
 from models.softmax import catalogue_cross_entropy
 
 EPS = 1e-12
@@ -319,6 +320,7 @@ class ComplexFusion(FusionPart):
         super().__init__()
         self.mlp = ComplexBlockMLP(config.hidden, config.blocks)
 
+    @in_float32
     def forward(
         self, S: Float[Tensor, "batch column d"]
     ) -> tuple[Float[Tensor, "batch column d"], Complex[Tensor, "batch frequency d"]]:
@@ -337,6 +339,7 @@ class FilterFusion(FusionPart):
             torch.stack([torch.ones(config.hidden), torch.zeros(config.hidden)])
         )
 
+    @in_float32
     def forward(
         self, S: Float[Tensor, "batch column d"]
     ) -> tuple[Float[Tensor, "batch column d"], Complex[Tensor, "batch frequency d"]]:
@@ -352,6 +355,7 @@ class RealFusion(FusionPart):
         super().__init__()
         self.mlp = BlockMLP(config.hidden, config.blocks)
 
+    @in_float32
     def forward(
         self, S: Float[Tensor, "batch column d"]
     ) -> tuple[Float[Tensor, "batch column d"], Float[Tensor, "batch frequency d"]]:
@@ -423,6 +427,7 @@ class Miner(nn.Module):
         return S, spectrum
 
 
+@in_float32
 def coding_rate(Z: Tensor, eps: float, L: int) -> Float[Tensor, " batch"]:
     """[Eq. 4] R = 1/2 log det(I + d / (L eps^2) Z Z*) of [batch, row, d]; zero rows add nothing.
 
@@ -675,6 +680,7 @@ class SoftFilter(Decoupler):
         counts = functional.one_hot(behaviours, self.n_b + 1)[:, :, 1:].sum(1)
         return counts / counts.sum(1, keepdim=True).clamp(min=1)
 
+    @in_float32
     def filtered(
         self, S: Float[Tensor, "batch length d"], shares: Float[Tensor, "batch behaviour"]
     ) -> Float[Tensor, "batch length d"]:

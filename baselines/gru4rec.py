@@ -34,6 +34,7 @@ from models.interface import (
     Samples,
 )
 from models.layers import READINGS, Behaviors, DotProduct, Dropout, Reading, from_the_left
+from models.precision import in_float32
 
 BLOCK = 1 << 20
 """Scores held at once (4 MiB in float32), so that a block of steps stays in the cache."""
@@ -778,6 +779,7 @@ class _BlockwiseCost(torch.autograd.Function):
     """
 
     @staticmethod
+    @in_float32
     def forward(
         ctx: Any,
         criterion: Criterion,
@@ -818,6 +820,7 @@ class _BlockwiseCost(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @in_float32
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of the blocks, times that of the sum."""
         return (None, None, *(gradient * part for part in ctx.gradients))

@@ -38,6 +38,7 @@ from models.interface import (
     Recommender,
 )
 from models.layers import Dropout, Reads, Typed, typing
+from models.precision import in_float32
 from models.softmax import catalogue_cross_entropy, scored_cross_entropy
 
 BLOCK = 4096
@@ -302,6 +303,7 @@ class _Attention(torch.autograd.Function):
     """
 
     @staticmethod
+    @in_float32
     def forward(ctx: Any, Q: Tensor, K: Tensor, V: Tensor, axis: int) -> Tensor:
         """The weights sum to 1 over queries (axis 0) or keys (1)."""
         out, weights = torch.empty_like(Q), Q.new_empty(len(Q), *K.shape[:2], K.shape[3])
@@ -315,6 +317,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @in_float32
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Of Q, K and V."""
         Q, K, V, weights = ctx.saved_tensors

@@ -247,7 +247,9 @@ class RelationEncoder(nn.Module):
         x = functional.leaky_relu((E * a) @ self.W1, 0.2).sum(1)
         y = functional.leaky_relu((E * b) @ self.W2, 0.2).sum(1)
         w = ((x - y) / math.sqrt(E.shape[1])).sigmoid().unsqueeze(1)  # softmax over the pair
-        dropped: Tensor = self.dropout(self.k[0] * E + self.k[1] * torch.lerp(b, a, w) + self.k2)
+        dropped: Tensor = self.dropout(
+            self.k[0] * E + self.k[1] * torch.lerp(b, a, w.to(b)) + self.k2
+        )
         return dropped
 
     def users(

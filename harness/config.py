@@ -71,6 +71,29 @@ class ProtocolConfig:
     """Most recent interactions that a method may read (section 5.1.1)."""
 
 
+class Numerics(Enum):
+    """What training may give up to be faster on a GPU; each step includes those before it.
+
+    Losses and gradients alone: evaluation is exact (harness/training/numerics.py).
+    """
+
+    exact = "exact"
+    """Full float32, deterministic kernels."""
+    tf32 = "tf32"
+    """Products of float32 matrices with 10 bits of fraction; nothing on a CPU."""
+    bf16 = "bf16"
+    """Losses under torch's autocast to bfloat16."""
+    compiled = "compiled"
+    """Losses through torch.compile, whose random numbers are others."""
+    graphs = "graphs"
+    """Compiled losses recorded as CUDA graphs."""
+
+    def includes(self, step: Numerics) -> bool:
+        """Whether this is `step` or one after it."""
+        steps = list(Numerics)
+        return steps.index(self) >= steps.index(step)
+
+
 @dataclass
 class TrainConfig:
     """How long and in which portions; the method's own settings are in its config."""
@@ -89,6 +112,8 @@ class TrainConfig:
     """For methods trained at all places."""
     evaluation_batch: int = 512
     """Users encoded at once in validation and test; changes speed, not scores."""
+    numerics: Numerics = Numerics.exact
+    """What training may give up to be faster on a GPU."""
 
 
 class Task(Enum):
@@ -138,5 +163,11 @@ def digest(content: Any) -> str:
 
 
 def cell_key(cell: Cell) -> str:
-    """The name of a run: SHA-256 of its whole resolved config."""
-    return digest(plain(cell))
+    """The name of a run: SHA-256 of its whole resolved config.
+
+    A run with exact numerics has the name that it had when there were no others.
+    """
+    named = plain(cell)
+    if cell.train.numerics is Numerics.exact:
+        del named["train"]["numerics"]
+    return digest(named)

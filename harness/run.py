@@ -29,6 +29,7 @@ from harness.seeding import stream
 from harness.store import Ranks, Record, Store
 from harness.training import timing
 from harness.training.loop import Checkpoint, Progress, fit
+from harness.training.numerics import exact_numerics, facts
 from harness.zoo import find
 from models.interface import Recommender
 
@@ -63,7 +64,7 @@ def run(
     key, method = cell_key(cell), find(cell.method)
     clock = Clock()
     reset_peak_memory()
-    numerics = exact_numerics()
+    exact_numerics()
     dataset = open_dataset(places.data, cell.data)
     split = dataset.split(cell.protocol, cell.users)
     if len(split.test.user) < 2:
@@ -92,7 +93,7 @@ def run(
         label=method.label,
         fingerprints=made_by,
         versions={"python": platform.python_version(), **versions()},
-        host=host() | {"numerics": numerics} | made.host,
+        host=host() | {"numerics": facts(cell.train.numerics)} | made.host,
         seconds=clock.seconds,
         peak_memory_mib=peak_memory_mib(),
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -177,24 +178,6 @@ def kept_arrays(model: Recommender, split: Split, cell: Cell) -> dict[str, ndarr
 def open_dataset(root: Path, name: str) -> Dataset:
     """A data set, opened once a process."""
     return Dataset.open(root, name)
-
-
-def exact_numerics() -> dict[str, bool]:
-    """Full float32 and deterministic kernels on a GPU, whatever its defaults; as records say it.
-
-    TF32 and bf16 would be faster and move numbers in the third digit; autotuned kernels differ from run
-    to run. On a CPU nothing of this applies.
-    """
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    return {
-        "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
-        "bf16": torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"),
-        "autotuned": torch.backends.cudnn.benchmark,
-        "deterministic": torch.backends.cudnn.deterministic,
-    }
 
 
 def device() -> torch.device:

@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from models.interface import ModelConfig
+from models.precision import in_float32
 
 
 class NoiseSchedule(Enum):
@@ -477,6 +478,7 @@ class AttentionChain(torch.autograd.Function):
     """
 
     @staticmethod
+    @in_float32
     def forward(
         ctx: Any, start: Tensor, keys: Tensor, values: Tensor, bias: Tensor, schedule: Schedule,
         heads: int, straight: bool,
@@ -503,6 +505,7 @@ class AttentionChain(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @in_float32
     def backward(
         ctx: Any, d_path: Tensor | None, d_end: Tensor | None
     ) -> tuple[Tensor | None, ...]:
@@ -798,6 +801,7 @@ class SquaredDistance(torch.autograd.Function):
     """Sum over steps of the weighted squares of value_i - mean_i x_0 - deviation_i noise_i."""
 
     @staticmethod
+    @in_float32
     def forward(
         ctx: Any, values: Tensor, x0: Tensor, noise: list[Tensor], mean: list[float],
         deviation: list[float], weight: Tensor,
@@ -815,6 +819,7 @@ class SquaredDistance(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @in_float32
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the values and of x_0."""
         (weighted,) = ctx.saved_tensors

@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from models.precision import in_float32
+
 
 def distinct_pairs(
     user: Int[Tensor, " event"], item: Int[Tensor, " event"], item_rows: int
@@ -121,12 +123,14 @@ class _Gather(torch.autograd.Function):
     """
 
     @staticmethod
+    @in_float32
     def forward(ctx: Any, table: Tensor, graph: Graph, into_items: bool) -> Tensor:
         """One product."""
         ctx.graph, ctx.into_items = graph, into_items
         return graph.gather(table.detach().contiguous(), into_items)
 
     @staticmethod
+    @in_float32
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """The transposed product, itself differentiable."""
         back = _Gather.apply(gradient, ctx.graph, not ctx.into_items)  # type: ignore[no-untyped-call]

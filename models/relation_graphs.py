@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from models.precision import in_float32
+
 Matrix = sparse.csr_array
 
 ROWS = 128
@@ -322,6 +324,7 @@ class _Product(torch.autograd.Function):
     """M x forward, M^T g backward."""
 
     @staticmethod
+    @in_float32
     def forward(ctx: Any, table: Tensor, relation: Relation) -> Tensor:
         """Bags of rows."""
         ctx.relation = relation
@@ -329,6 +332,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @in_float32
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Bags of columns."""
         of = ctx.relation

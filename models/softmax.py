@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from models.precision import in_float32
+
 BLOCK = 1 << 21
 """Logits held at once unless `chunk` says otherwise (8 MiB in float32). Chosen by time on one and
 two threads of a Xeon with batches of 128 to 6,400 and 1,683 to 618,529 items, d = 64: 2^19 to 2^21
@@ -89,6 +91,7 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
     """Blocks forward, the same blocks again backward."""
 
     @staticmethod
+    @in_float32
     def forward(
         ctx: Any,
         query: Tensor,
@@ -124,6 +127,7 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @in_float32
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients: probability of each row, less 1 at the target, times the sample's gradient.
 
@@ -197,6 +201,7 @@ class _ScoredCrossEntropy(torch.autograd.Function):
     """Blocks forward; backward, each block is scored again and differentiated alone."""
 
     @staticmethod
+    @in_float32
     def forward(
         ctx: Any, scores: Scores, target: Tensor, chunk: int, count: int, *tensors: Tensor
     ) -> Tensor:
@@ -220,6 +225,7 @@ class _ScoredCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @in_float32
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Through the scores of a block: probability of each row, less 1 at the target."""
         target, total, *tensors = ctx.saved_tensors

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.config import ProtocolConfig
+from harness.config import Numerics, ProtocolConfig
 from harness.data.batches import EvaluationHistories
 from harness.data.dataset import Split, Targets
 from harness.seeding import stream, torch_stream
+from harness.training.numerics import passes
 from harness.zoo import METHODS, REFERENCES, Method
 from models.interface import Batch, Behaviour, History, Interactions, Losses, Recommender, Samples
 from tests import worlds
@@ -356,6 +357,36 @@ class TestTraining:
             total(model.loss(worlds.case_batch(model.samples, seed))).backward()  # type: ignore[no-untyped-call]
         for name, parameter in model.named_parameters():
             assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
+
+    def test_in_bf16_losses_and_gradients_stay_near(self, method: Method) -> None:
+        """Of every stage (`train.numerics=bf16`); weights and their gradients are float32."""
+        train = worlds.records()
+        model = build(method, train, learning_rate=0.01)
+        more = True
+        while more:
+            steps(model, lambda epoch: worlds.batches(train, model.samples, 16, seed=epoch), 2)
+            found = []
+            for step in (Numerics.exact, Numerics.bf16):
+                torch.manual_seed(3)
+                model.train().zero_grad()
+                model.begin_epoch(0, torch_stream(0, "begin"))
+                batches = worlds.batches(train, model.samples, 16, seed=4)
+                losses = [
+                    total(each)
+                    for batch in [*batches, worlds.case_batch(model.samples, 4)]
+                    for each in passes(model, batch, step)
+                ]
+                torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+                gradients = [
+                    torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()
+                ]
+                flat = torch.cat([each.flatten() for each in gradients])
+                found.append((torch.stack(losses).detach(), flat.clone()))
+            (exact, gradient), (losses_16, gradient_16) = found
+            torch.testing.assert_close(losses_16, exact, rtol=0.02, atol=1e-3)
+            assert gradient_16.dtype == torch.float32
+            assert torch.cosine_similarity(gradient, gradient_16, dim=0) > 0.9
+            more = model.next_stage()
 
     def test_every_parameter_gets_a_gradient(self, method: Method) -> None:
         train = worlds.records()

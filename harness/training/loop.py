@@ -18,11 +18,12 @@ from typing import IO, Any, cast
 
 import torch
 
-from harness.config import TrainConfig
+from harness.config import Numerics, TrainConfig
 from harness.data.batches import TrainingSamples
 from harness.errors import InputError
 from harness.seeding import torch_stream
 from harness.store import set_aside
+from harness.training.numerics import passes, prepare, products
 from models.interface import Losses, Recommender
 
 
@@ -156,8 +157,9 @@ def fit(
     Raises:
         TrainingDivergedError: A loss was NaN or infinite.
         StoppedError: `stop` said so.
+        InputError: This machine cannot compute as `train.numerics` says.
     """
-    trainer = Trainer(model, samples, seed)
+    trainer = Trainer(model, samples, seed, train.numerics)
     progress, best = Progress(), deepcopy(model.state_dict())
     state = checkpoint.load()
     if state is not None:
@@ -191,8 +193,16 @@ def fit(
 class Trainer:
     """A model with everything that moves while it is trained."""
 
-    def __init__(self, model: Recommender, samples: TrainingSamples, seed: int) -> None:
-        self.model, self.samples = model, samples
+    def __init__(
+        self,
+        model: Recommender,
+        samples: TrainingSamples,
+        seed: int,
+        numerics: Numerics = Numerics.exact,
+    ) -> None:
+        """Raises InputError where this machine cannot compute as `numerics` says."""
+        self.model, self.samples, self.numerics = model, samples, numerics
+        prepare(model, numerics)
         self.order = torch_stream(seed, "order")
         self.draws = torch_stream(seed, "draws", model.device)
         self.renew()
@@ -241,15 +251,16 @@ class Trainer:
         for batch in self.samples.epoch(self.order, self.draws):
             if stop():
                 raise StoppedError
-            for losses in self.model.passes(batch.to(self.model.device)):
-                updates += 1
-                total = checked_total(losses, number, updates)
-                self.optimiser.zero_grad(set_to_none=True)
-                total.backward()
-                self.model.before_step(self.optimiser)
-                self.optimiser.step()
-                for name, term in {"loss": total, **losses}.items():
-                    sums[name] = sums.get(name, 0.0) + float(term.detach())
+            with products(self.numerics):
+                for losses in passes(self.model, batch.to(self.model.device), self.numerics):
+                    updates += 1
+                    total = checked_total(losses, number, updates)
+                    self.optimiser.zero_grad(set_to_none=True)
+                    total.backward()
+                    self.model.before_step(self.optimiser)
+                    self.optimiser.step()
+                    for name, term in {"loss": total, **losses}.items():
+                        sums[name] = sums.get(name, 0.0) + float(term.detach())
             if self.schedule is not None:
                 self.schedule.step()
         if not updates:

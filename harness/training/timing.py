@@ -170,7 +170,7 @@ def measure(
             f"data set '{cell.data}' has {len(samples)} training samples and {len(split.test.user)} "
             "test users under these settings; use more users or other readings"
         )
-    epochs = _Epochs(Trainer(model, samples, cell.seed), stop)
+    epochs = _Epochs(Trainer(model, samples, cell.seed, cell.train.numerics), stop)
     measured: Measured = {"load": [], "others": []}
     measured |= epochs.stages(measured)
     predictions = _Predictions(model, split, cell)

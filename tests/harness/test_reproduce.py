@@ -227,7 +227,8 @@ def test_a_table_is_run_stored_printed_and_not_run_again(
     assert r"\label{tab:main}" in (folder / "table.tex").read_text()
     some = next((tmp_path / "results" / "cells").glob("*/record.json"))
     assert json.loads(some.read_text())["host"]["numerics"] == {
-        "tf32": False, "bf16": False, "autotuned": False, "deterministic": True,
+        "switch": "exact", "tf32": False, "bf16": False, "compiled": False, "graphs": False,
+        "autotuned": False, "deterministic": True,
     }  # fmt: skip
     content = json.loads((folder / "table.json").read_text())
     assert content["target"] == "table2"
