@@ -96,7 +96,7 @@ def _name(part: bytes) -> str:
 
 
 def encoding_of(head: bytes) -> str:
-    """"utf8", or "gb18030" for bytes that are not; a character cut at the end does not matter."""
+    """Name of the encoding: utf8, or gb18030 for bytes that are not; a cut character at the end is fine."""
     try:
         head.decode("utf8")
     except UnicodeDecodeError as error:
@@ -138,10 +138,10 @@ class Rows:
 def read_rows(
     block: bytes, layout: Layout, types: Mapping[str, Any], *, first: bool = False
 ) -> Rows:
-    """The wanted columns of a block of whole lines.
+    r"""The wanted columns of a block of whole lines.
 
     Lines with another number of fields than the layout are counted, never filled up. Only line ends end
-    a line (not \\x1c to \\x1e, \\x85), and without `layout.quoted` a quotation mark is a letter.
+    a line (not \x1c to \x1e, \x85), and without `layout.quoted` a quotation mark is a letter.
 
     Args:
         block: Whole lines.
@@ -188,7 +188,9 @@ def read_rows(
                 raise
             table = parse(dict.fromkeys(types, pa.string()))
     dropped = {FIELDS: bad, BLANK: max(0, lines) - len(table) - bad}
-    return Rows(table, max(0, lines), {key: rows for key, rows in dropped.items() if rows}, replaced)
+    return Rows(
+        table, max(0, lines), {key: rows for key, rows in dropped.items() if rows}, replaced
+    )
 
 
 def _clean(block: bytes, encoding: str) -> tuple[bytes, int]:
@@ -242,7 +244,7 @@ def seconds(column: Any) -> Int[ndarray, " row"]:
     """
     column = _one(column)
     if pa.types.is_timestamp(column.type):
-        return column.cast(pa.int64()).to_numpy(zero_copy_only=False)
+        return np.asarray(column.cast(pa.int64()).to_numpy(zero_copy_only=False))
     found = pc.extract_regex(pc.utf8_slice_codeunits(column, 0, 19), DATE)
     year, month, day = (_filled(pc.struct_field(found, name)) for name in ("year", "month", "day"))
     hour, minute, second = (

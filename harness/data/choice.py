@@ -74,7 +74,9 @@ def selection(
         )
     low, high = options.favor_share
     if not 0 <= low <= high <= 1:
-        raise InputError(f"--favor-share {low:g},{high:g}: give two shares between 0 and 1, low first")
+        raise InputError(
+            f"--favor-share {low:g},{high:g}: give two shares between 0 and 1, low first"
+        )
     spans = [month_span(month) for month in options.months]
     begin, end = (options.begin, options.end) if options.begin or options.end else days or ("", "")
     if options.months and (options.begin or options.end):
@@ -86,9 +88,10 @@ def selection(
             raise InputError(f"--from {begin} lies behind --to {end}")
         spans = [(first, last)]
     times = tuple(
-        ((first * DAY - zone) * second, (last * DAY - zone) * second) for first, last in sorted(spans)
+        ((first * DAY - zone) * second, (last * DAY - zone) * second)
+        for first, last in sorted(spans)
     )
-    kinds = ((1,), (2,))
+    kinds: tuple[tuple[int, ...], tuple[int, ...]] = ((1,), (2,))
     if rules is not None:
         rule = options.favor_rule or next(iter(rules))
         if rule not in rules:
@@ -109,7 +112,8 @@ def month_span(month: str) -> tuple[int, int]:
     if not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", month):
         raise InputError(f"'{month}' is no month; write it as in --months 2014-09")
     first = np.datetime64(month, "M")
-    return tuple((first + more).astype("datetime64[D]").astype(int) for more in (0, 1))  # type: ignore[return-value]
+    begin, end = (int((first + more).astype("datetime64[D]").astype(int)) for more in (0, 1))
+    return begin, end
 
 
 def day_number(option: str, day: str) -> int:
@@ -121,7 +125,9 @@ def day_number(option: str, day: str) -> int:
     try:
         return (dt.date.fromisoformat(day) - EPOCH).days
     except ValueError:
-        raise InputError(f"{option} {day}: that is no day; write it as in {option} 2014-09-30") from None
+        raise InputError(
+            f"{option} {day}: that is no day; write it as in {option} 2014-09-30"
+        ) from None
 
 
 def lookup(numbers: Int[ndarray, " item"]) -> Bool[ndarray, " raw_item"]:

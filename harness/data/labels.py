@@ -49,29 +49,54 @@ class Labels(Sequence[str]):
 
 
 class Numbered(Labels):
-    """PREFIX and a number each, as in u9774184."""
+    """PREFIX and a number each, as in u9774184; a negative number is empty text.
 
-    def __init__(self, numbers: Int[ndarray, " label"], prefix: str = "") -> None:
-        self.numbers, self.prefix = numbers, prefix
+    Args:
+        numbers: A number a label.
+        prefix: Stands before each.
+        digits: Numbers with fewer get zeros in front, so that texts stand in the numbers' order.
+    """
+
+    def __init__(self, numbers: Int[ndarray, " label"], prefix: str = "", digits: int = 1) -> None:
+        self.numbers, self.prefix, self.digits = numbers, prefix, digits
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def some(self, places: Any) -> list[str]:
         """See `Labels`."""
-        return [f"{self.prefix}{number}" for number in self.numbers[places].tolist()]
+        return [
+            f"{self.prefix}{number:0{self.digits}d}" if number >= 0 else ""
+            for number in self.numbers[places].tolist()
+        ]
 
 
 class Column(Labels):
-    """A pyarrow column of strings, perhaps memory-mapped; null is empty text."""
+    """A pyarrow column of strings, perhaps memory-mapped; null is empty text.
 
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self.column = column
+    Args:
+        column: The texts.
+        order: Place in the column of each label, -1 for empty text; None is the column's own order.
+    """
+
+    def __init__(
+        self, column: pa.ChunkedArray, order: Int[ndarray, " label"] | None = None
+    ) -> None:
+        self.column, self.order = column, order
 
     def __len__(self) -> int:
-        return len(self.column)
+        return len(self.column if self.order is None else self.order)
 
     def some(self, places: Any) -> list[str]:
         """See `Labels`."""
-        chosen = self.column[places] if isinstance(places, slice) else self.column.take(pa.array(places))
+        if self.order is not None:
+            wanted = self.order[places]
+            known = wanted >= 0
+            texts = self.column.take(pa.array(wanted[known])).to_pylist()
+            result = np.full(len(wanted), "", dtype=object)
+            result[known] = texts
+            return ["" if text is None else str(text) for text in result.tolist()]
+        chosen = (
+            self.column[places] if isinstance(places, slice) else self.column.take(pa.array(places))
+        )
         return ["" if text is None else text for text in chosen.to_pylist()]

@@ -105,7 +105,7 @@ class Log:
     source: str
     texts: Sequence[Text]
     decode: Callable[[bytes, Text, bool], Decoded]
-    """(whole lines, the text they are from, whether they begin it) to events. Runs in threads, so it
+    """From (whole lines, the text they are from, whether they begin it) to events. Runs in threads, so it
     must not change anything, and what it gives for a line may not depend on the other lines."""
     rules: Mapping[str, Any] = field(default_factory=dict)
     """Everything (as JSON) that `decode`'s outcome depends on beside the bytes."""
@@ -223,7 +223,11 @@ class Selection:
 
     def facts(self) -> dict[str, Any]:
         """What the manifest says of it."""
-        own = None if self.items is None else hashlib.sha256(np.packbits(self.items)).hexdigest()
+        own = (
+            None
+            if self.items is None
+            else hashlib.sha256(np.packbits(self.items).tobytes()).hexdigest()
+        )
         return {
             "click": list(self.click), "favor": list(self.favor),
             "times": [list(pair) for pair in self.times], "items": self.items_rule,
@@ -235,7 +239,7 @@ class Selection:
 def stage(
     log: Log, root: Path, *, workers: int = 2, keep: bool = False, show: bool = True
 ) -> Staged:
-    """Read a log into a staging folder, or find it read already; use as `with stage(...) as staged`.
+    """Read a log into a staging folder, or find it read there already; for a `with` block.
 
     Args:
         log: The log.
@@ -310,6 +314,8 @@ class Staged:
     ) -> None:  # fmt: skip
         """Remove the folder if all went well and it is not to be kept."""
         self.close(remove=error is None and not self.keep)
+        if error is not None or self.keep:
+            self._say(f"what was read stays in '{self.folder}'; the same log is not read again")
 
     def close(self, *, remove: bool = False) -> None:
         """Give the folder free, and remove it if told."""
@@ -416,12 +422,16 @@ class Staged:
             sums: dict[tuple[Path, ...], Checksums] = {}
             done = 0
             for place, text in enumerate(self.log.texts):
-                last_of_file = all(other.paths != text.paths for other in self.log.texts[place + 1 :])
+                last_of_file = all(
+                    other.paths != text.paths for other in self.log.texts[place + 1 :]
+                )
                 if place >= journal["text"]:
                     behind = sums.setdefault(text.paths, Checksums(text.paths))
                     self._read_text(text, files, bar, done, pool, hashing, behind)
                     if last_of_file:
-                        journal["sha256"].update(hashing.submit(sums.pop(text.paths).finished).result())
+                        journal["sha256"].update(
+                            hashing.submit(sums.pop(text.paths).finished).result()
+                        )
                     journal["text"], journal["offset"] = place + 1, 0
                     self._save_reading()
                 done += text.stored if last_of_file else 0
@@ -464,8 +474,8 @@ class Staged:
                     take()
             while pending:
                 take()
-        for future in hashed:
-            future.result()
+        for behind_done in hashed:
+            behind_done.result()
 
     def _save_reading(self) -> None:
         journal = self.journal
@@ -499,7 +509,9 @@ class Staged:
             dropped[RANGE] += int((~good).sum())
             records = records[good]
         if got.rows != len(records) + sum(dropped.values()):
-            raise AssertionError(f"{text.name}: {got.rows} rows, but {len(records)} events, {dropped}")
+            raise AssertionError(
+                f"{text.name}: {got.rows} rows, but {len(records)} events, {dropped}"
+            )
         edges = np.asarray(self.journal["edges"], dtype=np.int64)
         bucket = np.searchsorted(edges, records["user"], side="right").astype(np.uint16)
         order = np.argsort(bucket, kind="stable")
@@ -512,17 +524,11 @@ class Staged:
         """Put a block's records at the ends of their buckets."""
         records, counts, rows, dropped, unknown, notes, span = found
         journal = self.journal
-        view = memoryview(records).cast("B") if len(records) else memoryview(b"")
+        view = memoryview(records.view(np.uint8)) if len(records) else memoryview(b"")
         width, start = self.log.record.itemsize, 0
         for place in np.nonzero(counts)[0].tolist():
             end = start + int(counts[place]) * width
-            try:
-                files[place].write(view[start:end])
-            except OSError as error:
-                raise InputError(
-                    f"cannot write in '{self.folder}' ({error.strerror}); make room and run the same "
-                    "command again, it goes on where it stopped"
-                ) from error
+            self._write(files[place], view[start:end])
             journal["sizes"][place] += end - start
             start = end
         if span is not None:
@@ -603,7 +609,7 @@ class Staged:
                           "behaviour": one.behaviour, "users": one.users, "extra": one.extra}  # fmt: skip
                 for name, kind in columns.items():
                     part = np.ascontiguousarray(values[name], dtype=kind)
-                    files[name].write(memoryview(part).cast("B") if len(part) else b"")
+                    self._write(files[name], part.tobytes())
                     state["sizes"][name] += part.nbytes
                 state["users"] += len(one.users)
                 state["kept_users"] += one.kept_users
@@ -618,8 +624,11 @@ class Staged:
                 f"no user of '{self.log.source}' is left: of {state['users']:,} users with an event, "
                 f"none has at least {selection.minimum_events} events and a last favor with an event "
                 "before it"
-                + (f" and a share of favors in {list(selection.favor_share)}"
-                   if selection.favor_share != (0.0, 1.0) else "")
+                + (
+                    f" and a share of favors in {list(selection.favor_share)}"
+                    if selection.favor_share != (0.0, 1.0)
+                    else ""
+                )
                 + "; select more, as in fewer conditions on months, items or shares"
             )
         return Selected(self, selection, folder, state, columns)
@@ -688,6 +697,17 @@ class Staged:
                 number, future = pending.popleft()
                 yield number, future.result()
 
+    def _write(self, file: Any, content: bytes | memoryview) -> None:
+        """Write all of it to an unbuffered file."""
+        while len(content):
+            try:
+                content = content[file.write(content) :]
+            except OSError as error:
+                raise InputError(
+                    f"cannot write in '{self.folder}' ({error.strerror}); make room and run the same "
+                    "command again, it goes on where it stopped"
+                ) from error
+
     def _say(self, line: str) -> None:
         if self.show:
             print(line, file=sys.stderr)
@@ -737,11 +757,11 @@ def in_order(records: ndarray, selections: Sequence[Selection]) -> tuple[ndarray
 
 def _order(user: Int[ndarray, " event"], time: Int[ndarray, " event"]) -> Int[ndarray, " event"]:
     """Places by user, then time, then place; both count from 0."""
-    place_bits = int(len(user)).bit_length()
+    place_bits = len(user).bit_length()
     time_bits = int(time.max()).bit_length()
     if place_bits + time_bits + int(user.max()).bit_length() > 63:
         distinct, user = np.unique(user, return_inverse=True)
-        if place_bits + time_bits + int(len(distinct)).bit_length() > 63:
+        if place_bits + time_bits + len(distinct).bit_length() > 63:
             return np.lexsort((time, user))
     key = (user << (time_bits + place_bits)) | (time << place_bits) | np.arange(len(user))
     key.sort()
@@ -790,7 +810,11 @@ def choose(records: ndarray, duplicates: int, selection: Selection) -> Chosen:
     records = records[rows]
     click, favor = is_click[records["kind"]], is_favor[records["kind"]]
     user = records["user"]
-    first = np.nonzero(np.concatenate([[True], user[1:] != user[:-1]]))[0] if len(user) else np.zeros(0, int)
+    first = (
+        np.nonzero(np.concatenate([[True], user[1:] != user[:-1]]))[0]
+        if len(user)
+        else np.zeros(0, int)
+    )
     count = np.diff(np.concatenate([first, [len(user)]]))
     clicks, favors = (
         np.add.reduceat(flag.astype(np.int64), first) if len(first) else np.zeros(0, np.int64)
@@ -808,7 +832,9 @@ def choose(records: ndarray, duplicates: int, selection: Selection) -> Chosen:
     kept = enough & ends_well & good_share
     ledger["users"] = len(first)
     ledger["users with too few events"] = int((~enough).sum())
-    ledger["users without a last favor that has an event before it"] = int((enough & ~ends_well).sum())
+    ledger["users without a last favor that has an event before it"] = int(
+        (enough & ~ends_well).sum()
+    )
     ledger["users with another share of favors"] = int((enough & ends_well & ~good_share).sum())
     chosen = np.repeat(kept, count)
     rank = np.repeat(np.arange(len(first)), count)[chosen]
@@ -838,8 +864,10 @@ class Selected:
         """Raw numbers of the items that occur, ascending."""
 
     def array(self, name: str) -> ndarray:
-        """user (rank among all users), item (raw number), time, behaviour, extra: an entry an event;
-        users: raw number of each user by rank."""
+        """One of: user (rank among all users), item (raw number), time, behaviour, extra, an entry an event.
+
+        And users: the raw number of each user by rank.
+        """
         kind = np.dtype(self.columns[name])
         count = self.state["sizes"][name] // kind.itemsize
         return np.memmap(self.folder / name, kind, "r", shape=(count,))

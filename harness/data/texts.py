@@ -115,11 +115,11 @@ class Text:
             buffered = io.BufferedReader(raw_pieces, 1 << 20)
             return Reading(stack.enter_context(gzip.GzipFile(fileobj=buffered)), raw_pieces)
         tar = stack.enter_context(
-            tarfile.open(fileobj=raw_pieces, mode="r|*", bufsize=1 << 20)  # type: ignore[call-overload]
+            tarfile.open(fileobj=raw_pieces, mode="r|*", bufsize=1 << 20)  # noqa: SIM115 -- the stack closes it
         )
         for entry in tar:
             if entry.name == self.member:
-                return Reading(cast(Any, tar.extractfile(entry)), raw_pieces)
+                return Reading(cast("Any", tar.extractfile(entry)), raw_pieces)
         raise InputError(f"'{self.name}' is no longer there")
 
     def head(self, size: int = HEAD) -> bytes:
@@ -256,13 +256,16 @@ def find_texts(
             piece = PIECE.fullmatch(path.name)
             groups.setdefault(piece["stem"] if piece else path.name, []).append(path)
     found: dict[str, Text] = {}
-    for name, paths in groups.items():
-        for text in _texts_of(name, tuple(paths)):
-            own = text.member or name
-            if names.search(name.lower()) or names.search(own.lower()):
-                key = Path(own).name.lower().removesuffix(".gz")
-                if key not in found or text.kind == "plain":
-                    found[key] = text
+    later = [name for name in groups if _is_tar(name) and not names.search(name.lower())]
+    for name in [name for name in groups if name not in later] + later:
+        if name in later and found:
+            break  # to list a .tar.gz is to unpack it: only when nothing else is there
+        texts = list(_texts_of(name, tuple(groups[name])))
+        own = [text for text in texts if names.search(Path(text.member or name).name.lower())]
+        for text in own or (texts if names.search(name.lower()) else ()):
+            key = Path(text.member or name).name.lower().removesuffix(".gz")
+            if key not in found or text.kind == "plain":
+                found[key] = text
     if not found and required:
         there = ", ".join(sorted(groups)[:8]) or "nothing"
         raise InputError(
@@ -287,10 +290,10 @@ def _texts_of(name: str, paths: tuple[Path, ...]) -> Iterator[Text]:
                     if _is_text(entry.filename) and not entry.is_dir():
                         yield Text(f"{name}:{entry.filename}", paths, "zip", entry.filename,
                                    entry.file_size)  # fmt: skip
-        elif low.endswith((".tar", ".tar.gz", ".tgz")):
+        elif _is_tar(low):
             with (
                 Joined(paths) as pieces,
-                tarfile.open(fileobj=pieces, mode="r|*", bufsize=1 << 20) as tar,  # type: ignore[call-overload]
+                tarfile.open(fileobj=pieces, mode="r|*", bufsize=1 << 20) as tar,
             ):
                 for member in tar:
                     if member.isfile() and _is_text(member.name):
@@ -303,6 +306,10 @@ def _texts_of(name: str, paths: tuple[Path, ...]) -> Iterator[Text]:
             raise InputError(f"'{name}' is in pieces; join it first: cat {name}.* > {name}")
     except DAMAGED as error:
         raise InputError(f"'{name}' is damaged ({error}); fetch it again") from error
+
+
+def _is_tar(name: str) -> bool:
+    return name.lower().endswith((".tar", ".tar.gz", ".tgz"))
 
 
 def _is_text(member: str) -> bool:
