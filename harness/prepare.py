@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # they bring numpy and pyarrow; --help answers at once
     from harness.data.choice import LogOptions
     from harness.data.raw import Raw
 
+
 @dataclass(frozen=True)
 class Source:
     """A row of SOURCES: what can be prepared, from what, and who reads it."""
@@ -83,6 +84,36 @@ def _taobao(options: argparse.Namespace) -> AbstractContextManager[Raw]:
     return open_taobao(options.raw, options.data_dir, _log_options(options))
 
 
+def _kuaishou(options: argparse.Namespace) -> AbstractContextManager[Raw]:
+    from harness.data.kuaishou import open_kuaishou
+
+    return open_kuaishou(options.raw, options.data_dir, _log_options(options), options.fields or ())
+
+
+def _kuaishou_survey(options: argparse.Namespace) -> str:
+    from harness.data.kuaishou import survey_kuaishou
+
+    return survey_kuaishou(options.raw, options.data_dir, _log_options(options))
+
+
+def _kuairand(options: argparse.Namespace) -> AbstractContextManager[Raw]:
+    from harness.data.kuairand import open_kuairand
+
+    return open_kuairand(options.raw, options.data_dir, _log_options(options))
+
+
+def _kuairec(options: argparse.Namespace) -> AbstractContextManager[Raw]:
+    from harness.data.kuairec import open_kuairec
+
+    return open_kuairec(options.raw, options.data_dir, _log_options(options))
+
+
+def _retailrocket(options: argparse.Namespace) -> AbstractContextManager[Raw]:
+    from harness.data.retailrocket import open_retailrocket
+
+    return open_retailrocket(options.raw, options.data_dir, _log_options(options))
+
+
 TABLE = (
     "interactions", "items", "image", "text", "click", "favor", "ignore", "fields", "user_column",
     "item_column", "behavior_column", "timestamp_column", "title_column", "picture_column",
@@ -104,6 +135,19 @@ ROWS = (
         ("raw",), RAW, _deskdrop,
     ),
     Source(
+        "kuairand", "KuaiRand: log_standard_*.csv of one version (pure, 1k, 27k) in --raw DIR",
+        tuple(name for name in LOG if name != "survey"), RAW, _kuairand,
+    ),
+    Source(
+        "kuairec", "KuaiRec: big_matrix.csv or small_matrix.csv, and captions, in --raw DIR",
+        tuple(name for name in LOG if name != "survey"), RAW, _kuairec,
+    ),
+    Source(
+        "kuaishou", "Kuaishou UIMC 2018: train_interaction.txt, final_visual_train.zip, ... in --raw DIR",
+        ("raw", "minimum_events", "favor_share", "favor_rule", "features", "survey", "keep_staging",
+         "fields"), RAW, _kuaishou, _kuaishou_survey,
+    ),
+    Source(
         "movielens",
         "ml-100k: u.data and u.item, or RecBole's .inter and .item, in --raw DIR",
         ("raw",), RAW, _movielens,
@@ -112,6 +156,10 @@ ROWS = (
         "rec_tmall",
         "Tianchi 140281: product and log files (.txt, .zip, sample .csv) in --raw DIR",
         tuple(name for name in LOG if name != "favor_rule"), RAW, _rec_tmall, _rec_tmall_survey,
+    ),
+    Source(
+        "retailrocket", "Retailrocket: events.csv, item_properties_part*.csv in --raw DIR",
+        tuple(name for name in LOG if name not in ("features", "survey")), RAW, _retailrocket,
     ),
     Source(
         "table", "your own data: --interactions F [--items F --image F.npy --text F.npy]", TABLE,
@@ -123,9 +171,6 @@ ROWS = (
     ),
 )  # fmt: skip
 SOURCES = {row.name: row for row in ROWS}
-LATER = ("kuaishou",)
-"""The paper's own source whose reader is still to come."""
-
 EPILOG = """examples:
   python -m harness.prepare demo
   python -m harness.prepare demo --name demo_noisy world.accident=0.35 world.nuisance=3 world.seed=7
@@ -173,15 +218,25 @@ def parser() -> argparse.ArgumentParser:
     for name in names:
         table.add_argument(f"--{name}-column", dest=f"{name}_column", metavar="NAME",
                            help=f"column of the {name} (default: {name})")  # fmt: skip
-    log = result.add_argument_group("long logs", "which events and users are taken; see each source")
-    log.add_argument("--months", type=_words, metavar="YYYY-MM,..", help="events of these months alone")
-    log.add_argument("--from", dest="begin", metavar="DATE", help="events from this day on (YYYY-MM-DD)")
-    log.add_argument("--to", dest="end", metavar="DATE", help="events up to this day, itself included")
+    log = result.add_argument_group(
+        "long logs", "which events and users are taken; see each source"
+    )
+    log.add_argument(
+        "--months", type=_words, metavar="YYYY-MM,..", help="events of these months alone"
+    )
+    log.add_argument(
+        "--from", dest="begin", metavar="DATE", help="events from this day on (YYYY-MM-DD)"
+    )
+    log.add_argument(
+        "--to", dest="end", metavar="DATE", help="events up to this day, itself included"
+    )
     log.add_argument("--minimum-events", type=int, metavar="N",
                      help="events that a user needs (default: 5)")  # fmt: skip
     log.add_argument("--favor-share", type=_range, metavar="LOW,HIGH",
                      help="share of favors among a user's events, as in 0.1,1")  # fmt: skip
-    log.add_argument("--favor-rule", metavar="RULE", help="what is a favor, where a source has a choice")
+    log.add_argument(
+        "--favor-rule", metavar="RULE", help="what is a favor, where a source has a choice"
+    )
     log.add_argument("--features", type=Path, metavar="DIR",
                      help="folder of image and text vectors; items without a picture are left out")  # fmt: skip
     log.add_argument("--survey", action="store_true", default=None,
@@ -217,11 +272,6 @@ def run(arguments: list[str]) -> list[dict[str, Any]]:
     if source is None:
         raise InputError(
             f"name a source: {', '.join(SOURCES)}; as in `python -m harness.prepare demo`"
-        )
-    if source in LATER:
-        raise InputError(
-            f"source '{source}' cannot be prepared yet; convert its log and use `prepare table`. "
-            f"Ready: {', '.join(SOURCES)}"
         )
     if source not in SOURCES:
         raise unknown("source", source, SOURCES)
@@ -288,9 +338,8 @@ def _refuse_foreign_options(options: argparse.Namespace) -> None:
 
 def _typed(name: str) -> str:
     """An option as it is typed."""
-    return next(
-        action.option_strings[0] for action in parser()._actions if action.dest == name  # noqa: SLF001 -- argparse has no public list
-    )
+    known = parser()._actions  # noqa: SLF001 -- argparse has no public list
+    return next(action.option_strings[0] for action in known if action.dest == name)
 
 
 def describe(manifest: dict[str, Any], root: Path) -> str:

@@ -457,7 +457,6 @@ def test_unreadable_files_get_one_line(
 
 COMMANDS = {
     "no source 'dmo'; did you mean 'demo'? Choose from: demo, deskdrop,": ["dmo"],
-    "source 'kuaishou' cannot be prepared yet": ["kuaishou"],
     "name a source: demo, deskdrop,": [],
     "no option '--interacions'; did you mean '--interactions'?": ["table", "--interacions=x"],
     "no knob 'acident'; did you mean 'accident'?": ["demo", "world.acident=0.2"],
@@ -475,7 +474,7 @@ COMMANDS = {
     "'world.accident=1' is a knob of source 'demo'": ["deskdrop", "--raw", ".", "world.accident=1"],
     "source 'deskdrop' needs --raw DIR": ["deskdrop"],
     "source 'table' needs --interactions F": ["table"],
-    "--raw belongs to sources 'deskdrop', 'movielens'": ["demo", "--raw", "."],
+    "--raw belongs to sources 'deskdrop', 'kuairand', ": ["demo", "--raw", "."],
     "--click belongs to source 'table', not to 'demo'": ["demo", "--click", "view"],
     "'nowhere' holds neither interactions.parquet nor users_interactions.csv": [
         "deskdrop", "--raw", "nowhere",
