@@ -1,4 +1,7 @@
-"""`python -m harness.prepare SOURCE`: raw files in, a prepared set out (data/NAME)."""
+"""`python -m harness.prepare SOURCE`: raw files in, a prepared set out (data/NAME).
+
+`python -m harness.prepare features` is a command of its own: harness/features/.
+"""
 
 from __future__ import annotations
 
@@ -181,7 +184,11 @@ EPILOG = """examples:
       --image clip_image.npy --text clip_text.npy --click view --favor like,save --ignore cart
 
 sources:
-""" + "\n".join(f"  {row.name:<10} {row.help}" for row in ROWS)
+""" + "\n".join(f"  {row.name:<10} {row.help}" for row in ROWS) + """
+
+image and text vectors of a set's items, from their pictures and titles:
+  python -m harness.prepare features --help
+"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -372,6 +379,10 @@ def describe(manifest: dict[str, Any], root: Path) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command line's exit code: 0, or 2 for the user's input."""
     given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["features"]:
+        from harness.features.command import main as features
+
+        return features(given[1:])
     try:
         manifests = run(given)
     except InputError as error:

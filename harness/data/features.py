@@ -76,7 +76,7 @@ def read_features(folder: Path, item_ids: Sequence[str]) -> Features:
     there = status.isin(LIVING).to_numpy()
     living = np.zeros(len(item_ids), dtype=bool)
     living[place >= 0] = there[place[place >= 0]]
-    vectors = {mode: _aligned(folder / f"{mode}.npy", len(known), place) for mode in MODES}
+    vectors = {mode: _aligned(folder / f"{mode}.npy", place) for mode in MODES}
     return Features(vectors["image"], vectors["text"], living, manifest)
 
 
@@ -106,14 +106,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _aligned(
-    path: Path, items: int, place: Int[ndarray, " item"]
-) -> Float[ndarray, "item width"] | None:
-    """Rows at these places, zeros for place -1; None without the file."""
+def _aligned(path: Path, place: Int[ndarray, " item"]) -> Float[ndarray, "item width"] | None:
+    """Rows of a file at these places; None without the file."""
     if not path.is_file():
         return None
-    stored: ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    if len(place) == items and (place == np.arange(items)).all():
+    return gather(np.load(path, mmap_mode="r", allow_pickle=False), place)
+
+
+def gather(
+    stored: Float[ndarray, "row width"], place: Int[ndarray, " item"]
+) -> Float[ndarray, "item width"]:
+    """Rows at these places, zeros for place -1; `stored` itself where that is the same.
+
+    Large results lie in a temporary file that vanishes with the array.
+    """
+    if len(place) == len(stored) and (place == np.arange(len(stored))).all():
         return stored
     shape = (len(place), stored.shape[1])
     made: ndarray
