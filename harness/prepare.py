@@ -183,12 +183,11 @@ EPILOG = """examples:
   python -m harness.prepare table --name shop --interactions log.parquet --items items.csv \\
       --image clip_image.npy --text clip_text.npy --click view --favor like,save --ignore cart
 
-sources:
-""" + "\n".join(f"  {row.name:<10} {row.help}" for row in ROWS) + """
-
-image and text vectors of a set's items, from their pictures and titles:
+image and text vectors of items, from their pictures and titles: a command of its own
   python -m harness.prepare features --help
-"""
+
+sources:
+""" + "\n".join(f"  {row.name:<10} {row.help}" for row in ROWS)
 
 
 def parser() -> argparse.ArgumentParser:
