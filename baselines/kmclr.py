@@ -62,6 +62,9 @@ REDRAWS = 20
 """Times that a false tail is drawn again while it is true."""
 CLUSTER_ROUNDS = 20
 """Most rounds of k-means."""
+FIT_POINTS = 1 << 15
+"""Vectors that k-means is fitted to, drawn among those of the training items where there are more: with
+sqrt(items) centres it would cost items ** 1.5 otherwise. Every item is then given its clusters."""
 
 log = logging.getLogger(__name__)
 
@@ -331,8 +334,9 @@ class Attributes(Source):
 class Clusters(Source):
     """(item, looks like, c) and (item, reads like, c): the two nearest image and text clusters.
 
-    Clusters are those of the training items' vectors, round(sqrt(items)) of each kind, from a fixed
-    seed; every item with a vector belongs to them, so that items without a record have triples too.
+    Clusters are those of the training items' vectors (FIT_POINTS of them at most), round(sqrt(items))
+    of each kind, from a fixed seed; every item with a vector belongs to them, so that items without a
+    record have triples too.
     """
 
     def __init__(self, catalogue: Catalogue) -> None:
@@ -351,13 +355,24 @@ class Clusters(Source):
         trained = torch.bincount(train.item, minlength=len(self.vectors[0][1])) > 0
         found = []
         for relation, (vectors, present) in enumerate(self.vectors):
-            points = vectors[present & trained]
+            points = vectors[drawn(present & trained, generator)]
             if not len(points):
                 continue
             centres = k_means(points, self.count, generator)
             near = nearest(vectors, centres, min(2, len(centres))) + relation * self.count
             found += [(relation, entity, present) for entity in near.unbind(1)]
         return found
+
+
+def drawn(
+    wanted: Bool[Tensor, " item_row"], generator: torch.Generator
+) -> Int[Tensor, " point"]:
+    """The wanted rows, or FIT_POINTS of them, ascending."""
+    rows = wanted.nonzero().squeeze(1)
+    if len(rows) <= FIT_POINTS:
+        return rows
+    order = torch.randperm(len(rows), generator=generator, device=generator.device)
+    return rows[order[:FIT_POINTS].to(rows.device)].sort().values
 
 
 def nearest(

@@ -692,6 +692,26 @@ def test_clustering_holds_no_second_table_of_vectors(monkeypatch: pytest.MonkeyP
     assert torch.equal(k_means(points, 5, draws(1)), whole)
 
 
+def test_clusters_are_fitted_to_some_vectors_where_there_are_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train = worlds.records()
+    everything = KnowledgeGraph(Clusters(worlds.catalogue()), worlds.ITEMS + 1)
+    everything.prepare(train)
+    fitted = []
+
+    def watched(points: Tensor, *more: object) -> Tensor:
+        fitted.append(len(points))
+        return k_means(points, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("baselines.kmclr.k_means", watched)
+    monkeypatch.setattr("baselines.kmclr.FIT_POINTS", 7)
+    some = KnowledgeGraph(Clusters(worlds.catalogue()), worlds.ITEMS + 1)
+    some.prepare(train)
+    assert fitted == [7, 7]
+    assert some.entity.shape == everything.entity.shape  # every item has its clusters all the same
+
+
 def test_without_vectors_there_is_no_triple_and_it_still_trains() -> None:
     nothing = torch.zeros(worlds.ITEMS + 1, dtype=torch.bool)
     world = replace(worlds.catalogue(), fields={}, image_present=nothing, text_present=nothing)
