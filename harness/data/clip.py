@@ -51,6 +51,10 @@ WEIGHTS = (
     ("pytorch_model.bin", "pytorch_model-*.bin"),
 )
 """Weight files, the first kind that is there."""
+SETTINGS = (
+    "config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
+    "merges.txt", "vocab.txt", "special_tokens_map.json",
+)  # fmt: skip
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
 UNREADABLE = (
     OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError
@@ -77,15 +81,20 @@ class Source:
     """clip or chinese_clip."""
     weights_sha256: str
     """Of the weight file; of the digests of all, where there are several."""
+    settings_sha256: str
+    """Of the digests of config, tokenizer and preparation of pictures."""
+
+    def identity(self) -> dict[str, str]:
+        """What the vectors depend on, wherever the files lie."""
+        return {
+            "class": CLASSES[self.kind][0].__name__,
+            "weights_sha256": self.weights_sha256,
+            "settings_sha256": self.settings_sha256,
+        }
 
     def facts(self) -> dict[str, str]:
         """For a manifest."""
-        return {
-            "model": self.name,
-            "revision": self.revision,
-            "class": CLASSES[self.kind][0].__name__,
-            "weights_sha256": self.weights_sha256,
-        }
+        return {"model": self.name, "revision": self.revision, **self.identity()}
 
 
 def find_model(name: str) -> Source:
@@ -109,9 +118,16 @@ def find_model(name: str) -> Source:
         raise InputError(
             f"'{folder}' has no weights ({' or '.join(names[0] for names in WEIGHTS)})"
         )
+    settings = [folder / file for file in SETTINGS if (folder / file).is_file()]
+    return Source(SHORT.get(name, name), folder, revision, kind, _digest(files), _digest(settings))
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """SHA-256 of a file, or of the digests of several."""
     digests = [sha256_file(path) for path in files]
-    one = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    return Source(SHORT.get(name, name), folder, revision, kind, one)
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -376,12 +376,10 @@ class Tally:
         self, ids: list[str], urls: list[str], image: ndarray | None
     ) -> dict[str, list[Any]]:
         """Count items whose pictures nobody fetched; their ledger rows."""
-        if image is None:
-            status = [NONE] * len(ids)
-        else:
-            status = [READY if row.any() else MISSING for row in image]
+        status, reason = [NONE] * len(ids), "not asked for"
+        if image is not None:
+            status, reason = [READY if row.any() else MISSING for row in image], ""
         self.status.update(status)
-        reason = "" if image is not None else "not asked for"
         return {"item": ids, "url": urls, "status": status, "reason": [reason] * len(ids),
                 "tries": [0] * len(ids), "bytes": [0] * len(ids)}  # fmt: skip
 

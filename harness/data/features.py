@@ -127,8 +127,8 @@ def gather(
     if shape[0] * shape[1] * 4 <= IN_MEMORY:
         made = np.zeros(shape, dtype=np.float32)
     else:
-        file = tempfile.TemporaryFile()  # noqa: SIM115 - the map keeps it open, and it goes with the map
-        made = np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
+        with tempfile.TemporaryFile() as file:  # the map keeps it alive
+            made = np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
     for start in range(0, len(place), ROWS_AT_ONCE):
         part = place[start : start + ROWS_AT_ONCE]
         known = part >= 0

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from harness.features.work import Request
 
 EXTRA = "python -m pip install -c constraints.txt -e '.[features]'"
+NO_ADDRESS = "no address"
 MOSTLY = 0.5
 """Share of titles with Chinese characters from which on OpenAI's text model is remarked upon."""
 
@@ -122,19 +123,22 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _bytes(text: str) -> int:
+    """10MB, 500KB or a number of bytes."""
     digits = text.strip().upper().removesuffix("B")
-    for unit, size in (("K", 10**3), ("M", 10**6), ("G", 10**9)):
-        if digits.endswith(unit):
-            return round(float(digits.removesuffix(unit)) * size)
-    return int(digits)
+    units = {"K": 10**3, "M": 10**6, "G": 10**9}
+    size = units.get(digits[-1:], 1)
+    try:
+        return round(float(digits.rstrip("KMG")) * size)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no size such as 10MB") from None
 
 
 def _shard(text: str) -> tuple[int, int]:
+    """3/16."""
     share, _, count = text.partition("/")
-    one, many = int(share), int(count)
-    if not 1 <= one <= many:
-        raise ValueError(text)
-    return one, many
+    if share.isdecimal() and count.isdecimal() and 1 <= int(share) <= int(count):
+        return int(share), int(count)
+    raise argparse.ArgumentTypeError(f"'{text}' is no share such as 3/16 (the first is 1/16)")
 
 
 def note(text: str) -> None:
@@ -168,11 +172,19 @@ def run(arguments: Sequence[str]) -> str:
     options = parser().parse_intermixed_args(list(arguments))
     _check(options)
     _need_the_extra()
-    items, ready = _input(options)
-    request = _request(options, items, ready)
     from harness.data.extraction import Parts, merge, whole_plan
-    from harness.features.work import work
+    from harness.features.inputs import read_input, read_items
+    from harness.features.work import fetch_share, said_of, work
 
+    if options.stage == "fetch":
+        items = read_items(options, None)
+        if not any(items.urls):
+            raise InputError("the items have no picture addresses to fetch; see --picture-column")
+        request = _base(options)
+        entries = fetch_share(request, Parts(request.parts, items, {}))
+        return f"{said_of(request, entries)}; they are in {request.pictures}"
+    items, ready = read_input(options)
+    request = _request(options, items, ready)
     plan = whole_plan(items, request.plan())
     again = request.parts.is_dir() or request.fetch.retry_dead
     if _made_already(request.out, plan) and not again:
@@ -189,7 +201,7 @@ def run(arguments: Sequence[str]) -> str:
             return said
     elif not options.merge:
         said = work(request, parts)
-        if options.shard is not None or request.stage == "fetch":
+        if options.shard is not None:
             return said
     manifest = merge(request.out, parts, ready, request.facts)
     if not manifest["pictures"]["status"].get("failed"):
@@ -221,6 +233,13 @@ def _check(options: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} {value}: more than 0 is needed")
     if options.words and options.on == "here":
         raise InputError(f"'{options.words[0]}' belongs to --on slurm")
+    if options.stage == "fetch":
+        if options.on != "here":
+            raise InputError("--stage fetch runs here: hosts set its pace, not the number of jobs")
+        if not sources or options.image is not None or options.image_model == "none":
+            raise InputError(
+                "--stage fetch needs items with picture addresses: --items F or --data NAME"
+            )
     if options.shard is not None and (options.merge or options.on != "here"):
         raise InputError("--shard does one share here; leave it out with --merge and --on slurm")
 
@@ -234,140 +253,37 @@ def _need_the_extra() -> None:
         raise InputError(f"features need {', '.join(lacking)}, which {EXTRA} installs")
 
 
-# -------------------------------------------------------------------------------------- input
-
-
-def _input(options: argparse.Namespace) -> tuple[Items, dict[str, ndarray]]:
-    """The items, and ready-made vectors in their order."""
-    import numpy as np
-    import pandas as pd
-
-    from harness.data.features import gather
-    from harness.data.table import read_vectors
-
-    rows = _ids(options.ids) if options.ids is not None else None
-    items = _read_items(options, rows)
-    ready: dict[str, Any] = {}
-    for mode in ("image", "text"):
-        path: Path | None = getattr(options, mode)
-        if path is None:
-            continue
-        vectors = read_vectors(path, len(rows if rows is not None else items.ids))
-        if rows is not None:
-            place = pd.Index(rows).get_indexer(pd.Index(items.ids)).astype(np.int64)
-            if len(place) and not (place >= 0).any():
-                raise InputError(
-                    f"none of the {len(items.ids)} items (the first is '{items.ids[0]}') is in "
-                    f"{options.ids.name} (its first is '{rows[0]}')"
-                )
-            vectors = gather(vectors, place)
-        ready[mode] = vectors
-    return items, ready
-
-
-def _ids(path: Path) -> list[str]:
-    """A text file of ids, one a line, each once."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"cannot read '{path}': {getattr(error, 'strerror', None) or error}"
-        ) from error
-    found = [line.strip() for line in lines]
-    while found and not found[-1]:
-        found.pop()
-    if "" in found:
-        raise InputError(
-            f"line {found.index('') + 1} of {path.name} is empty; it takes one id a line"
-        )
-    if not found:
-        raise InputError(f"{path.name} has no ids; it takes one a line")
-    if len(set(found)) < len(found):
-        twice = Counter(found).most_common(1)[0][0]
-        raise InputError(f"{path.name} lists '{twice}' twice")
-    return found
-
-
-def _read_items(options: argparse.Namespace, rows: list[str] | None) -> Items:
-    """Ids, titles and addresses, in the order of their file."""
-    from harness.data.extraction import Items, plain_url
-    from harness.data.table import ids, listed_once, optional_text, require_columns
-
-    if options.items is None and options.data is None:
-        assert rows is not None
-        return Items(rows, [""] * len(rows), [""] * len(rows))
-    if options.data is not None:
-        path = options.data_dir / options.data / "items.parquet"
-        if not path.is_file():
-            raise InputError(
-                f"no prepared set '{options.data}' in '{options.data_dir}'; "
-                "make it first with `python -m harness.prepare`, or name a table with --items F"
-            )
-        names = {"item": "item", "title": "title", "picture": "picture"}
-    else:
-        path = options.items
-        names = {role: getattr(options, f"{role}_column") for role in ("item", "title", "picture")}
-    frame = _columns(path, tuple(names.values()))
-    needed = {"item": names["item"]}
-    needed |= {role: name for role, name in names.items() if name != role}
-    require_columns(frame, path, needed)
-    if not len(frame):
-        raise InputError(f"{path.name} has no rows")
-    item_ids = listed_once(ids(frame[names["item"]], path), path)
-    empty = [""] * len(item_ids)
-    titles = optional_text(frame, names["title"]) or empty
-    addresses = optional_text(frame, names["picture"]) or empty
-    return Items(item_ids, titles, [plain_url(text) for text in addresses])
-
-
-def _columns(path: Path, names: tuple[str, ...]) -> Any:
-    """These columns of a table, those that it has; of parquet no others are read."""
-    from harness.data.table import first_line, read_frame
-
-    if path.suffix.lower() not in (".parquet", ".pq") or not path.is_file():
-        return read_frame(path, texts=names)
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        there = pq.read_schema(path).names
-        chosen = [name for name in names if name in there]
-        return pq.read_table(path, columns=chosen or None).to_pandas()
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"cannot read '{path}': {first_line(error)}") from error
-
-
 def _request(options: argparse.Namespace, items: Items, ready: Mapping[str, ndarray]) -> Request:
     """Everything that the work needs, models found."""
     from harness.data.clip import find_model, is_chinese
-    from harness.data.pictures import FetchOptions
     from harness.data.raw import sha256_file
-    from harness.features.work import Request
 
     has = {"image": any(items.urls), "text": any(title.strip() for title in items.titles)}
     found: dict[str, Source] = {}
     sources: dict[str, Source | None] = {}
     facts: dict[str, Any] = {}
-    default = options.image_model if options.image_model not in (None, "none") else "clip"
-    for mode, asked in (("image", options.image_model), ("text", options.text_model or default)):
+    column = {"image": "picture addresses", "text": "titles"}
+    shared = options.image_model if options.image_model != "none" else None
+    for mode, fallback in (("image", None), ("text", shared)):
+        asked = getattr(options, f"{mode}_model")
         sources[mode] = None
         if mode in ready:
             path = getattr(options, mode)
             facts[mode] = {"source": "ready-made", "file": path.name, "sha256": sha256_file(path)}
-        elif has[mode] and (name := asked or "clip") != "none":
+        elif has[mode] and asked != "none":
+            name = asked or fallback or "clip"
             found[name] = found.get(name) or find_model(name)
             sources[mode] = found[name]
             facts[mode] = {"source": "model", **found[name].facts()}
-        elif asked not in (None, "none", default):
-            column = "picture addresses" if mode == "image" else "titles"
-            raise InputError(f"--{mode}-model {asked}: the items have no {column}")
+        elif asked not in (None, "none"):
+            raise InputError(f"--{mode}-model {asked}: the items have no {column[mode]}")
     if not facts:
         raise InputError(
             "nothing to make: the items have neither picture addresses nor titles that a model is to read; "
             "see --picture-column and --title-column"
         )
     text = sources["text"]
-    if text is not None and text.kind == "clip":
+    if text is not None and text.kind == "clip" and not options.merge:
         told = [title for title in items.titles if title.strip()]
         share = sum(map(is_chinese, told)) / len(told)
         if share > MOSTLY:
@@ -382,12 +298,18 @@ def _request(options: argparse.Namespace, items: Items, ready: Mapping[str, ndar
     ):
         note("image and text vectors come from different models and share no space; "
               "MMSBR compares the two")  # fmt: skip
+    return replace(_base(options), image=sources["image"], text=sources["text"], facts=facts)
+
+
+def _base(options: argparse.Namespace) -> Request:
+    """What a request takes from the command line as it is."""
+    from harness.data.pictures import FetchOptions
+    from harness.features.work import Request
+
     count = options.shard[1] if options.shard else 1
     return Request(
         out=options.out,
         pictures=options.pictures or options.out.parent / "pictures",
-        image=sources["image"],
-        text=sources["text"],
         fetch=FetchOptions(
             rate=options.rate / count, timeout=options.timeout, most_bytes=options.most_bytes,
             tries=options.tries, retry_dead=options.retry_dead, proxy=options.proxy,
@@ -399,7 +321,6 @@ def _request(options: argparse.Namespace, items: Items, ready: Mapping[str, ndar
         device=options.device,
         dtype=options.dtype,
         unit_length=options.unit_length,
-        facts=facts,
     )  # fmt: skip
 
 
@@ -437,18 +358,18 @@ def describe(out: Path, manifest: Mapping[str, Any]) -> str:
                 f"  {mode}: {facts['width']}-d of {facts['present']:,} items, by {origin}{cut}"
             )
     pictures = manifest["pictures"]
-    states = {
-        name: count
-        for name, count in pictures["status"].items()
-        if name not in ("ready", "missing")
-    }
-    if set(states) - {"none"}:
-        lines.append(
-            "  pictures: " + ", ".join(f"{count:,} {name}" for name, count in states.items())
-        )
-        reasons = [f"{count:,} {reason}" for reason, count in list(pictures["reasons"].items())[:6]]
-        if reasons:
-            lines.append("  why not: " + ", ".join(reasons))
+    states = pictures["status"]
+    if any(name in states for name in ("ok", "dead", "failed")):
+        called = {"none": "without an address"}
+        said = (f"{count:,} {called.get(name, name)}" for name, count in states.items())
+        lines.append(f"  pictures: {', '.join(said)}")
+        why = [
+            f"{count:,} {reason}"
+            for reason, count in pictures["reasons"].items()
+            if reason != NO_ADDRESS
+        ]
+        if why:
+            lines.append(f"  why not: {', '.join(why[:6])}")
     if shared := pictures["shared_by_addresses"]:
         sha256, count = next(iter(shared.items()))
         lines.append(f"  {count:,} addresses gave one and the same picture ({sha256[:12]}...): "

@@ -77,7 +77,7 @@ def on_slurm(
     if alive:
         jobs_said = ", ".join(f"{count} {state.lower()}" for state, count in alive.items())
         return f"{made}; jobs out: {jobs_said}; {again}"
-    if not missing and request.stage != "fetch" and not (told and told[-1]["merged"]):
+    if not missing and not (told and told[-1]["merged"]):
         if told:
             told[-1]["merged"] = True
             _write(record, told)
@@ -88,9 +88,7 @@ def on_slurm(
     array = _submit(request, profile, count, logs)
     told.append({"array": array, "jobs": count, "submitted": time.time(), "merged": False})
     _write(record, told)
-    before = (
-        f" (what stopped earlier jobs is in {logs})" if arrays and request.stage != "fetch" else ""
-    )
+    before = f" (what stopped earlier jobs is in {logs})" if arrays else ""
     return f"{made}{before}; submitted {count} jobs as {array} to partition {profile.partition}; {again}"
 
 

@@ -31,10 +31,10 @@ class Request:
 
     out: Path
     pictures: Path
-    image: Source | None
-    """The model of pictures; None: ready-made vectors, or none."""
-    text: Source | None
     fetch: FetchOptions
+    image: Source | None = None
+    """The model of pictures; None: ready-made vectors, or none."""
+    text: Source | None = None
     stage: str = "all"
     """all, fetch or encode."""
     shard: tuple[int, int] = (1, 1)
@@ -53,11 +53,13 @@ class Request:
 
     def plan(self) -> dict[str, Any]:
         """What every process that shares the work must agree on."""
-        return {
-            **{mode: dict(facts) for mode, facts in self.facts.items()},
-            "unit_length": self.unit_length,
-            "dtype": self.dtype,
-        }
+        models = {"image": self.image, "text": self.text}
+        ready = {
+            mode: {"sha256": facts["sha256"]}
+            for mode, facts in self.facts.items() if models[mode] is None
+        }  # fmt: skip
+        made = {mode: source.identity() for mode, source in models.items() if source is not None}
+        return {**ready, **made, "unit_length": self.unit_length, "dtype": self.dtype}
 
 
 def work(request: Request, parts: Parts) -> str:
@@ -66,29 +68,49 @@ def work(request: Request, parts: Parts) -> str:
     Raises:
         InputError: no picture can be had, or something cannot be written.
     """
-    share, count = request.shard
-    mine = [chunk for chunk in parts.chunks if chunk % count == share - 1]
-    urls = [url for chunk in mine for url in parts.items.urls[parts.rows(chunk)] if url]
+    entries = fetch_share(request, parts) if request.image is not None else {}
+    mine = _share(request, parts)
     cache = Cache(request.pictures)
-    entries: dict[str, Entry] = {}
-    if request.image is not None and urls:
-        if request.stage == "encode":
-            entries = cache.entries(urls)
-        else:
-            with progress("pictures", len(set(urls))) as advance:
-                entries = fetch(urls, cache, request.fetch, done=lambda _: advance())
-        _require_some(urls, entries, request)
-    if request.stage != "fetch":
-        _encode(
-            request, parts, [chunk for chunk in mine if parts.due(chunk, entries)], cache, entries
-        )
+    _encode(request, parts, [chunk for chunk in mine if parts.due(chunk, entries)], cache, entries)
+    return f"{said_of(request, entries)}; {len(mine):,} parts encoded"
+
+
+def fetch_share(request: Request, parts: Parts) -> dict[str, Entry]:
+    """Fetch the pictures of one share, or (stage encode) look which are there.
+
+    Raises:
+        InputError: none is there that could be, or they cannot be written.
+    """
+    urls = [
+        url
+        for chunk in _share(request, parts)
+        for url in parts.items.urls[parts.rows(chunk)]
+        if url
+    ]
+    cache = Cache(request.pictures)
+    if request.stage == "encode":
+        entries = cache.entries(urls)
+    else:
+        with progress("pictures", len(set(urls))) as advance:
+            entries = fetch(urls, cache, request.fetch, done=lambda _: advance())
+    _require_some(urls, entries, request)
+    return entries
+
+
+def _share(request: Request, parts: Parts) -> list[int]:
+    """The chunks of a share: every N-th."""
+    share, count = request.shard
+    return [chunk for chunk in parts.chunks if chunk % count == share - 1]
+
+
+def said_of(request: Request, entries: Mapping[str, Entry]) -> str:
+    """Pictures by what became of them."""
+    share, count = request.shard
     states = Counter(entry.status for entry in entries.values())
     said = ", ".join(
         f"{states[name]:,} {name}" for name in ("ok", "dead", "failed") if states[name]
     )
-    here = f"shard {share} of {count}: " if count > 1 else ""
-    done = "" if request.stage == "fetch" else f"; {len(mine):,} parts encoded"
-    return f"{here}pictures: {said or 'none asked for'}{done}"
+    return (f"shard {share} of {count}: " if count > 1 else "") + f"pictures: {said or 'none'}"
 
 
 def _require_some(urls: Sequence[str], entries: Mapping[str, Entry], request: Request) -> None:

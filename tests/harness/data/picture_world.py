@@ -91,6 +91,9 @@ class Server:
             def do_good(self, rest: str, _: int) -> None:
                 self.say(200, picture(int(rest)))
 
+            def do_same(self, *_: Any) -> None:
+                self.say(200, picture(4))
+
             def do_png(self, rest: str, _: int) -> None:
                 self.say(200, picture(int(rest), kind="PNG"), kind="text/plain")
 
