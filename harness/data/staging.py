@@ -656,12 +656,12 @@ class Staged:
                 bar.at(done)
         return [
             {
-                "users": total["users"],
-                "items": int(marks.sum()),
-                "interactions": total["clicks"] + total["favors"],
+                "users": float(total["users"]),
+                "items": float(marks.sum()),
+                "interactions": float(total["clicks"] + total["favors"]),
                 "clicks_per_user": total["clicks"] / max(1, total["users"]),
                 "favors_per_user": total["favors"] / max(1, total["users"]),
-                "source_users": total["source_users"],
+                "source_users": float(total["source_users"]),
             }
             for total, marks in zip(totals, touched, strict=True)
         ]
@@ -976,7 +976,7 @@ class Bar:
         if self.show and tenth > self.said and self.total > SAVE_BYTES:
             self.said = tenth
             speed = done / max(1e-9, time.monotonic() - self.begun)
-            print(f"{self.name}: {tenth}0 % of {_bytes(self.total)}, {_bytes(speed)}/s",
+            print(f"{self.name}: {tenth}0 % of {_bytes(self.total)}, {_bytes(int(speed))}/s",
                   file=sys.stderr, flush=True)  # fmt: skip
 
 
@@ -992,10 +992,11 @@ def _limits(kind: np.dtype[Any]) -> tuple[int, int]:
     return int(info.min), int(info.max)
 
 
-def _bytes(count: float) -> str:
+def _bytes(count: int) -> str:
     """1.4 GB."""
+    size = float(count)
     for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

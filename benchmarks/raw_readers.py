@@ -1,0 +1,308 @@
+"""Reading raw logs: a generator of logs of Rec-Tmall's form, the engines compared, and the reader measured.
+
+    python benchmarks/raw_readers.py generate --rows 1e7 --out scratch/raw      (43 bytes a row)
+    python benchmarks/raw_readers.py engines scratch/raw     each engine decodes the log to four columns
+    python benchmarks/raw_readers.py prepare scratch/raw     the project's reader, from text to prepared set
+
+Every measurement is a process of its own, with its peak of resident memory, and is printed as a ratio to
+plain reading of the same file (`read`, what cat does) in the same run; the file is in the page cache, so
+plain reading is faster than any disk. polars and duckdb are measured where they are installed; the project
+needs neither. On two cores of a server with 1e7 rows (two runs each; speed as a share of plain reading):
+
+    pyarrow, two blocks at a time    0.23 to 0.26      what the project does
+    polars, scan_csv of the file     0.20 to 0.22
+    polars, block by block           0.14 to 0.19
+    duckdb, read_csv of the file     0.15 to 0.16
+    pyarrow, its own threads         0.09 to 0.10
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv
+
+from harness.data.prepare import prepare
+from harness.data.rec_tmall import product_texts, read_products, rec_tmall_log
+from harness.data.staging import Selection, stage
+from harness.data.texts import Reading
+
+ROWS_AT_ONCE = 1_000_000
+ITEMS, USERS = 8_133_507, 10_000_000
+FIRST, LAST = 1_375_315_200, 1_412_121_600  # 2013-08-01 and 2014-10-01
+ACTIONS = {"click": 0.936, "cart": 0.030, "collect": 0.024, "alipay": 0.010}
+FORMAT = "%Y-%m-%d %H:%M:%S"
+
+
+def joined(*columns: Any) -> memoryview:
+    """Lines of \\x01-separated fields as bytes."""
+    lines = pc.binary_join_element_wise(*columns, "\x01")
+    lines = pc.binary_join_element_wise(lines, "", "\n")
+    _, offsets, text = lines.buffers()
+    return memoryview(text)[: np.frombuffer(offsets, np.int32)[len(lines)]]
+
+
+def words(prefix: str, numbers: np.ndarray, suffix: str = "") -> Any:
+    return pc.binary_join_element_wise(prefix, pa.array(numbers).cast(pa.string()), suffix, "")
+
+
+def log_text(rows: int, seed: int) -> memoryview:
+    """Rows of a log: users with a long tail, actions with the shares that were measured on the real log."""
+    random = np.random.default_rng(seed)
+    user = (USERS * random.random(rows) ** 2).astype(np.int32) + 1
+    item = (ITEMS * random.random(rows) ** 3).astype(np.int32) + 1
+    action = pa.array(list(ACTIONS)).take(
+        pa.array(random.choice(len(ACTIONS), rows, p=list(ACTIONS.values())).astype(np.int8))
+    )
+    clock = random.integers(FIRST, LAST, rows).astype("datetime64[s]")
+    return joined(
+        pa.array(item).cast(pa.string()),
+        words("u", user),
+        action,
+        pa.array(clock).cast(pa.string()),
+    )
+
+
+def product_text(first: int, rows: int) -> memoryview:
+    item = np.arange(first, first + rows, dtype=np.int32)
+    return joined(
+        pa.array(item).cast(pa.string()), words("女装   新款 连衣裙 ", item, " "),
+        words("http://img01.taobaocdn.com/bao/uploaded/i1/", item, "/T1_!!0-item_pic.jpg"),
+        words("16-", item % 308), words("b", item % 90_001), words("s", item % 86_799),
+    )  # fmt: skip
+
+
+def generate(folder: Path, rows: int, products: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [f"tianchi_2014002_rec_tmall_log_part{part}.txt" for part in "abc"]
+    each = -(-rows // len(parts))
+    for part, name in enumerate(parts):
+        with (folder / name).open("wb") as file:
+            for start in range(part * each, min(rows, (part + 1) * each), ROWS_AT_ONCE):
+                count = min(ROWS_AT_ONCE, rows - start, (part + 1) * each - start)
+                file.write(log_text(count, start))
+    with (folder / "tianchi_2014001_rec_tmall_product.txt").open("wb") as file:
+        for start in range(1, products + 1, ROWS_AT_ONCE):
+            file.write(product_text(start, min(ROWS_AT_ONCE, products + 1 - start)))
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*log*"))
+
+
+def blocks(folder: Path, size: int) -> Iterator[bytes]:
+    for path in files_of(folder):
+        with path.open("rb", buffering=0) as file:
+            yield from Reading(file, file).blocks(size)
+
+
+def in_threads(parse: Callable[[bytes], int], parts: Iterator[bytes], threads: int = 2) -> int:
+    rows, pending = 0, deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for part in parts:
+            pending.append(pool.submit(parse, part))
+            if len(pending) > threads:
+                rows += pending.popleft().result()
+        return rows + sum(one.result() for one in pending)
+
+
+def plain(folder: Path) -> int:
+    buffer = bytearray(1 << 23)
+    for path in files_of(folder):
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+    return 0
+
+
+def with_pyarrow(folder: Path, size: int = 1 << 23, threads: int = 2) -> int:
+    """What the project does, without what it does later: `harness.data.rec_tmall`'s decoder."""
+    pa.set_cpu_count(2 if threads == 1 else 1)
+    log = rec_tmall_log(folder)
+    text = log.texts[0]
+
+    def parse(block: bytes) -> int:
+        return log.decode(block, text, False).rows
+
+    if threads > 1:
+        return in_threads(parse, blocks(folder, size), threads)
+    return sum(parse(block) for block in blocks(folder, size))
+
+
+def pyarrow_alone(folder: Path) -> int:
+    """pyarrow's own threads: its parser cuts a block of 64 MiB in pieces."""
+    pa.set_cpu_count(2)
+    rows = 0
+    for block in blocks(folder, 1 << 26):
+        table = csv.read_csv(
+            pa.BufferReader(block),
+            csv.ReadOptions(column_names=["item", "user", "action", "time"], block_size=1 << 23),
+            csv.ParseOptions(delimiter="\x01", quote_char=False),
+            csv.ConvertOptions(column_types={
+                "item": pa.int32(), "user": pa.string(), "time": pa.timestamp("s"),
+                "action": pa.dictionary(pa.int32(), pa.string()),
+            }),
+        )  # fmt: skip
+        pc.utf8_slice_codeunits(table["user"], 1).cast(pa.int32()).to_numpy()
+        table["time"].cast(pa.int64()).to_numpy()
+        rows += len(table)
+    return rows
+
+
+def _polars_columns() -> list[Any]:
+    pl: Any = importlib.import_module("polars")
+    action = (
+        pl.when(pl.col("action") == "click").then(1).when(pl.col("action") == "collect").then(2)
+        .when(pl.col("action").is_in(["cart", "alipay"])).then(0).cast(pl.Int8)
+    )  # fmt: skip
+    clock = pl.col("time").str.slice(0, 19).str.to_datetime(FORMAT, strict=False, time_unit="ms")
+    return [
+        pl.col("item"), pl.col("user").str.slice(1).cast(pl.Int32, strict=False), action,
+        clock.dt.timestamp("ms"),
+    ]  # fmt: skip
+
+
+def _polars_scan(source: Any) -> Any:
+    pl: Any = importlib.import_module("polars")
+    names = {"item": pl.Int32, "user": pl.String, "action": pl.String, "time": pl.String}
+    return pl.scan_csv(
+        source, separator="\x01", has_header=False, quote_char=None, schema=names,
+        ignore_errors=True, truncate_ragged_lines=True,
+    ).select(_polars_columns())  # fmt: skip
+
+
+def with_polars(folder: Path) -> int:
+    return sum(len(batch) for batch in _polars_scan(files_of(folder)).collect_batches())
+
+
+def polars_by_block(folder: Path) -> int:
+    return sum(
+        len(_polars_scan(io.BytesIO(block)).collect(engine="streaming"))
+        for block in blocks(folder, 1 << 24)
+    )
+
+
+def with_duckdb(folder: Path) -> int:
+    duckdb: Any = importlib.import_module("duckdb")
+    connection = duckdb.connect()
+    connection.execute("set memory_limit='3GB'; set threads=2")
+    result = connection.sql(f"""
+        select i, cast(u[2:] as integer), case a when 'click' then 1 when 'collect' then 2
+            when 'cart' then 0 when 'alipay' then 0 end::tinyint, epoch(try_cast(t[:19] as timestamp))
+        from read_csv({[str(path) for path in files_of(folder)]}, delim='\x01', header=false, quote='',
+            escape='', auto_detect=false, store_rejects=true,
+            columns={{'i': 'INTEGER', 'u': 'VARCHAR', 'a': 'VARCHAR', 't': 'VARCHAR'}})
+    """)
+    return sum(batch.num_rows for batch in result.to_arrow_reader(ROWS_AT_ONCE))
+
+
+ENGINES: dict[str, Callable[[Path], int]] = {
+    "read": plain,
+    "pyarrow, two blocks at a time": with_pyarrow,
+    "pyarrow, one block after the other": lambda folder: with_pyarrow(folder, threads=1),
+    "pyarrow, its own threads": pyarrow_alone,
+    "polars, scan_csv of the file": with_polars,
+    "polars, block by block": polars_by_block,
+    "duckdb, read_csv of the file": with_duckdb,
+}
+
+
+def stages(folder: Path, scratch: Path) -> dict[str, float]:
+    """The project's own reader: seconds of reading, selecting and writing the prepared set."""
+    pa.set_cpu_count(1)
+    begun, seconds = time.perf_counter(), {}
+
+    def lap(name: str) -> None:
+        seconds[name] = time.perf_counter() - begun - sum(seconds.values())
+        seconds[f"{name} peak MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    def took() -> None:
+        for name in [name for name in seconds if name.endswith("MiB")]:
+            peaks[name] = seconds.pop(name)
+
+    peaks: dict[str, float] = {}
+    with stage(rec_tmall_log(folder), scratch, show=False) as staged:
+        lap("reading to buckets, with SHA-256")
+        took()
+        disk = sum(path.stat().st_size for path in staged.folder.iterdir() if path.is_file())
+        chosen = staged.select(Selection())
+        lap("ordering and selecting")
+        took()
+        raw = chosen.raw(user_prefix="u", **read_products(product_texts(folder), chosen))
+        lap("products")
+        took()
+        manifest = prepare(raw, scratch, "bench")
+        lap("prepare")
+        took()
+    shutil.rmtree(scratch)
+    return {**seconds, **peaks, "staging MB": disk / 1e6, **manifest["table1"]}
+
+
+def measured(folder: Path, what: str) -> dict[str, Any]:
+    """One measurement in a process of its own; empty where the engine is not installed."""
+    done = subprocess.run(
+        [sys.executable, __file__, "one", str(folder), "--engine", what], capture_output=True,
+        text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "2"},
+    )  # fmt: skip
+    if done.returncode:
+        print(f"{what}: not measured ({done.stderr.strip().splitlines()[-1]})")
+        return {}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("verb", choices=["generate", "engines", "prepare", "one"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rows", type=float, default=1e7)
+    parser.add_argument("--products", type=float, default=1e5)
+    parser.add_argument("--engine", default="")
+    parser.add_argument("--runs", type=int, default=2)
+    options = parser.parse_args()
+    folder = options.folder
+    if options.verb == "generate":
+        generate(folder, int(options.rows), int(options.products))
+        return
+    size = sum(path.stat().st_size for path in files_of(folder))
+    if options.verb == "one":
+        begun = time.perf_counter()
+        if options.engine == "stages":
+            result: dict[str, Any] = stages(folder, folder / "scratch")
+        else:
+            result = {"rows": ENGINES[options.engine](folder)}
+        result["seconds"] = time.perf_counter() - begun
+        result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps(result))
+        return
+    plainly = measured(folder, "read")["seconds"]
+    print(f"{size / 1e9:.2f} GB of log, read plainly at {size / plainly / 1e6:,.0f} MB/s")
+    names = list(ENGINES)[1:] if options.verb == "engines" else ["stages"]
+    for name in names * options.runs if options.verb == "engines" else names:
+        if options.engine in name and (result := measured(folder, name)):
+            print(
+                f"{name:36} {result['seconds'] / plainly:6.1f} times plain reading "
+                f"({size / result['seconds'] / 1e6:,.0f} MB/s), peak {result['peak_mib']:,.0f} MiB"
+            )
+            for key, value in result.items() if name == "stages" else ():
+                print(f"    {key:40} {value:14,.2f}")
+
+
+if __name__ == "__main__":
+    main()
