@@ -35,6 +35,10 @@ STORED, DEFLATED = 0, 8
 """Methods of compression that are read."""
 FULL = 0xFFFFFFFF
 """A 32-bit size or place that stands in the 64-bit extra field instead."""
+LOCAL_SIZE = 30
+"""Bytes of a member's own record before its name."""
+NAMES = 128
+"""Bytes of name and extra field that are read along with a member; longer ones cost a second reading."""
 PIECE = 1 << 22
 """Bytes of the directory read at once."""
 IN_MEMORY = 1 << 27
@@ -211,19 +215,21 @@ def read_members(path: Path, members: Members) -> Iterator[tuple[int, ndarray | 
             for number, place, packed, method, check in zip(
                 *(column.tolist() for column in columns), strict=True
             ):
-                yield number, _member(file, place, packed, method, check)
+                yield number, _member(file.fileno(), place, packed, method, check)
     except OSError as error:
         raise InputError(f"cannot read '{path}': {error.strerror or error}") from error
 
 
-def _member(file: BinaryIO, place: int, packed: int, method: int, check: int) -> ndarray | None:
-    """One member's array, None when it is damaged."""
-    file.seek(place)
-    head = file.read(30)
-    if len(head) < 30 or head[:4] != LOCAL:
+def _member(file: int, place: int, packed: int, method: int, check: int) -> ndarray | None:
+    """One member's array from an open file, None when it is damaged."""
+    found = os.pread(file, LOCAL_SIZE + NAMES + packed, place)
+    if len(found) < LOCAL_SIZE or found[:4] != LOCAL:
         return None
-    names, extras = struct.unpack_from("<2H", head, 26)
-    content = file.read(names + extras + packed)[names + extras :]
+    names, extras = struct.unpack_from("<2H", found, 26)
+    begin = LOCAL_SIZE + names + extras
+    content = found[begin : begin + packed]
+    if len(content) < packed:
+        content = os.pread(file, packed, place + begin)
     if method == DEFLATED:
         try:
             content = zlib.decompress(content, -15)

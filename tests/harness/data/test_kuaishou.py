@@ -338,7 +338,7 @@ def test_the_archive_is_neither_opened_by_zipfile_nor_read_beyond_the_kept_photo
     asked: list[int] = []
     own = members._member
 
-    def watched(file: Any, place: int, *more: int) -> Any:
+    def watched(file: int, place: int, *more: int) -> Any:
         asked.append(place)
         return own(file, place, *more)
 

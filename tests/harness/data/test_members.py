@@ -57,6 +57,13 @@ def test_stored_and_deflated(tmp_path: Path, method: int) -> None:
     assert len(found.sha256) == 64
 
 
+def test_a_name_longer_than_what_is_read_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members, "NAMES", 3)
+    check(archive(tmp_path / "v.zip", [12, 7, 30]), tmp_path)
+
+
 def test_sizes_that_follow_the_data_a_comment_and_bytes_before_the_archive(tmp_path: Path) -> None:
     stream = io.BytesIO()
 
