@@ -9,19 +9,23 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Int
 from numpy import ndarray
 
 from harness.data.features import read_features
+from harness.data.labels import Column
 from harness.data.texts import Reading, Text
 from harness.errors import InputError
 
 LONGEST_FIELD = 1 << 20
 """Characters of a field above which a quotation mark was not closed."""
+RECORDS_AT_ONCE = 1 << 15
 UNKNOWN = frozenset({"", "UNKNOWN", "NULL", "NAN", "-124", "-124.0"})
 """What stands for no value in the releases of Kuaishou (upper case)."""
 
@@ -109,8 +113,9 @@ def columns_of_items(
     item: str,
     columns: Sequence[str],
     numbers: Int[ndarray, " item"],
+    path: Path,
     optional: Sequence[str] = (),
-) -> tuple[dict[str, list[str]], dict[str, int]]:
+) -> tuple[dict[str, Column], dict[str, int]]:
     """Columns of a table of items, an entry for each of these items; empty where nothing is known.
 
     Of an item that is listed twice the first record counts. A record whose item is no number (the rest
@@ -121,32 +126,50 @@ def columns_of_items(
         item: The column of item numbers.
         columns: Those wanted.
         numbers: Raw numbers of the items, ascending.
+        path: File for the texts, which is mapped and must stay as long as the columns.
         optional: Further columns, which the table need not have.
 
     Raises:
         InputError: a column is missing, or the text cannot be read.
     """
     names = [*columns, *optional]
-    result = {name: [""] * len(numbers) for name in names}
-    seen = np.zeros(len(numbers), dtype=bool)
+    schema = pa.schema([(name, pa.string()) for name in names])
+    order = np.full(len(numbers), -1, dtype=np.int64)
     counts = {"records": 0, "of the items": 0, "listed twice": 0, "without an item number": 0}
-    place_of = {number: place for place, number in enumerate(numbers.tolist())}
-    with csv_records(text, [item, *columns], optional) as records:
-        for number, *values in records:
-            counts["records"] += 1
-            digits = number.strip().removesuffix(".0")
-            if not (digits.isascii() and digits.isdigit()):
-                counts["without an item number"] += 1
-                continue
-            place = place_of.get(int(digits))
-            if place is None:
-                continue
-            if seen[place]:
-                counts["listed twice"] += 1
-                continue
-            seen[place] = True
-            for name, value in zip(names, values, strict=True):
-                clean = " ".join(value.split())
-                result[name][place] = "" if clean.upper() in UNKNOWN else clean
-    counts["of the items"] = int(seen.sum())
-    return result, counts
+    kept = 0
+    with (
+        csv_records(text, [item, *columns], optional) as records,
+        pa.OSFile(str(path), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as writer,
+    ):
+        while batch := list(islice(records, RECORDS_AT_ONCE)):
+            number = np.array([item_number(record[0]) for record in batch], dtype=np.int64)
+            place = np.minimum(np.searchsorted(numbers, number), len(numbers) - 1)
+            counts["records"] += len(batch)
+            counts["without an item number"] += int((number < 0).sum())
+            taken = []
+            for line in np.nonzero(numbers[place] == number)[0].tolist():
+                if order[place[line]] >= 0:
+                    counts["listed twice"] += 1
+                    continue
+                order[place[line]] = kept
+                kept += 1
+                taken.append([known(value) for value in batch[line][1:]])
+            parts = [pa.array(values, pa.string()) for values in zip(*taken, strict=True)]
+            if parts:
+                writer.write_batch(pa.record_batch(parts, schema=schema))
+    counts["of the items"] = kept
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    return {name: Column(table[name], order) for name in names}, counts
+
+
+def item_number(text: str) -> int:
+    """12 of "12" and "12.0"; -1 for anything else."""
+    digits = text.strip().removesuffix(".0")
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else -1
+
+
+def known(value: str) -> str:
+    """A text on one line; empty where a release says that it knows none."""
+    clean = " ".join(value.split())
+    return "" if clean.upper() in UNKNOWN else clean

@@ -38,16 +38,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from jaxtyping import Int
-from numpy import ndarray
 
 from harness.data.blocks import Layout, layout_of, read_rows
 from harness.data.choice import LogOptions, selection
 from harness.data.flags import FavorRule, Signals, on
 from harness.data.item_tables import columns_of_items, vectors_of
-from harness.data.labels import Numbered
+from harness.data.labels import Column, Numbered
 from harness.data.raw import Raw, sha256_file
-from harness.data.staging import Decoded, Log, decoded, stage
+from harness.data.staging import Decoded, Log, Selected, decoded, stage
 from harness.data.texts import Text, find_texts
 from harness.errors import InputError
 
@@ -73,6 +71,11 @@ SIGNALS = Signals(
 LOGS = r"^log_.*\.csv|^kuairand-.*\.(zip|tar\.gz|tgz)$"
 """Names of files that show that a folder is the one with the release in it."""
 VERSION = re.compile(r"_(pure|1k|27k)(?:_part\d+)?\.csv")
+TABLES = (
+    ("video_features_basic_1k.csv", "video_id", ["author_id", "tag"]),
+    ("kuairand_video_captions.csv", "final_video_id", ["caption"]),
+)
+"""Tables of videos: a file's usual name, its column of video numbers, the columns that are read."""
 CHINA = 8 * 3_600
 """Seconds that a day begins earlier in China than in UTC."""
 IMPRESSION = "shown, and nothing done"
@@ -129,36 +132,25 @@ def logs(folder: Path) -> Log:
 
 
 def known_of_videos(
-    folder: Path, numbers: Int[ndarray, " item"]
-) -> tuple[dict[str, list[str]], dict[str, Any], list[Text]]:
+    folder: Path, chosen: Selected
+) -> tuple[dict[str, Column], dict[str, Any], list[Text]]:
     """What is known of videos: author and tag from the basic features, captions where they are there.
 
     Returns:
         Columns author_id, tag and caption, as far as their files are there; records of each file by what
         became of them; the files.
     """
-    place = data_folder(folder, LOGS)
-    columns: dict[str, list[str]] = {}
+    columns: dict[str, Column] = {}
     told: dict[str, Any] = {}
     used: list[Text] = []
-    for pattern, example, item, names in (
-        (
-            r"(^|/)video_features_basic_.*\.csv",
-            "video_features_basic_1k.csv",
-            "video_id",
-            ["author_id", "tag"],
-        ),
-        (
-            r"(^|/)kuairand_video_captions.*\.csv",
-            "kuairand_video_captions.csv",
-            "final_video_id",
-            ["caption"],
-        ),
-    ):
-        for where in dict.fromkeys((place, folder)):
+    for example, item, names in TABLES:
+        for where in dict.fromkeys((data_folder(folder, LOGS), folder)):
+            pattern = rf"(^|/){example.removesuffix('.csv').removesuffix('1k')}.*\.csv"
             found = find_texts(where, pattern, "items", example=example, required=False)
             if found:
-                more, told[found[0].name] = columns_of_items(found[0], item, names, numbers)
+                more, told[found[0].name] = columns_of_items(
+                    found[0], item, names, chosen.item_numbers, chosen.folder / f"{item}.arrow"
+                )
                 columns |= more
                 used.append(found[0])
                 break
@@ -178,7 +170,7 @@ def open_kuairand(folder: Path, root: Path, options: LogOptions) -> Iterator[Raw
     with stage(log, root, keep=options.keep_staging) as staged:
         chosen = staged.select(wanted)
         vectors, made_by = vectors_of(options.features, Numbered(chosen.item_numbers))
-        columns, told, used = known_of_videos(folder, chosen.item_numbers)
+        columns, told, used = known_of_videos(folder, chosen)
         facts = {
             **made_by,
             "favor_rule": {

@@ -44,7 +44,7 @@ from harness.data.choice import LogOptions, selection
 from harness.data.flags import FavorRule, Signals
 from harness.data.item_tables import columns_of_items, vectors_of
 from harness.data.kuairand import CHINA, data_folder
-from harness.data.labels import Numbered
+from harness.data.labels import Column, Numbered
 from harness.data.raw import Raw, sha256_file
 from harness.data.staging import Decoded, Log, decoded, stage
 from harness.data.texts import find_texts
@@ -119,7 +119,7 @@ def open_kuairec(folder: Path, root: Path, options: LogOptions) -> Iterator[Raw]
     with stage(log, root, keep=options.keep_staging) as staged:
         chosen = staged.select(wanted)
         vectors, made_by = vectors_of(options.features, Numbered(chosen.item_numbers))
-        columns: dict[str, list[str]] = {}
+        columns: dict[str, Column] = {}
         facts: dict[str, Any] = {
             **made_by,
             "favor_rule": {"name": rule, "favor": SIGNALS.rules[rule].text, "click": "every row",
@@ -136,7 +136,7 @@ def open_kuairec(folder: Path, root: Path, options: LogOptions) -> Iterator[Raw]
             if found:
                 columns, facts["item_files"][found[0].name] = columns_of_items(
                     found[0], "video_id", ["caption"], chosen.item_numbers,
-                    ["first_level_category_name"],
+                    chosen.folder / "captions.arrow", ["first_level_category_name"],
                 )  # fmt: skip
                 files = {path.name: sha256_file(path) for path in found[0].paths}
                 break

@@ -36,6 +36,7 @@ Axes: row = lines, event, item = photos of the kept users.
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -440,6 +441,7 @@ def visual_vectors(
         The vectors (None when none could be read), entries and members by what became of them, and the
         SHA-256 of the archive's directory.
     """
+    print(f"looking up {len(photos.number):,} photos in {path.name}", file=sys.stderr)
     members = find_members(path, photos.number)
     with Bar(f"reading {path.name}", int(members.packed.sum()), show=True) as bar:
         table, counts = fill_vectors(path, members, photos.number, photos.row, scratch, bar.at)
