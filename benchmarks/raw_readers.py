@@ -39,9 +39,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
+from harness.data.ordering import Selection
 from harness.data.prepare import prepare
 from harness.data.rec_tmall import product_texts, read_products, rec_tmall_log
-from harness.data.staging import Selection, stage
+from harness.data.staging import stage
 from harness.data.texts import Reading
 
 ROWS_AT_ONCE = 1_000_000

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from harness.data.staging import Selection
+from harness.data.ordering import Selection
 from harness.errors import InputError, unknown
 
 EPOCH = dt.date(1970, 1, 1)

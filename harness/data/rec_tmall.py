@@ -44,13 +44,13 @@ from harness.data.blocks import MISSING, Layout, layout_of, read_rows
 from harness.data.choice import LogOptions, lookup, month_span, selection
 from harness.data.features import read_features, read_manifest
 from harness.data.labels import Column
+from harness.data.ordering import Selection
 from harness.data.raw import Raw
 from harness.data.staging import (
     Bar,
     Decoded,
     Log,
     Selected,
-    Selection,
     Staged,
     decoded,
     kinds_of,

@@ -55,7 +55,8 @@ from rich.progress import (
 
 from harness.data.blocks import MISSING, Rows
 from harness.data.labels import Numbered
-from harness.data.raw import CLICK, FAVOR, Raw
+from harness.data.ordering import Chosen, Selection, choose, in_order
+from harness.data.raw import CLICK, Raw
 from harness.data.texts import BLOCK, Checksums, Text
 from harness.errors import InputError
 
@@ -199,41 +200,6 @@ def kinds_of(
         elif not kinds[name]:
             left_out[f"action {name}"] += count
     return table[code], dict(left_out), unknown
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which events and which users of a log are wanted, and what is a click and a favor."""
-
-    click: tuple[int, ...] = (1,)
-    """Kinds that are a click. A row whose kind is also a favor is two events, the click first."""
-    favor: tuple[int, ...] = (2,)
-    times: tuple[tuple[int, int], ...] = ()
-    """Half-open ranges of the log's clock; none is all of it."""
-    items: Bool[ndarray, " raw_item"] | None = None
-    """Wanted raw item numbers; beyond its end none is."""
-    items_rule: str = ""
-    """What `items` are, for the ledger."""
-    minimum_events: int = 5
-    """Events of a kept user (protocol, Data)."""
-    favor_share: tuple[float, float] = (0.0, 1.0)
-    """Least and largest share of favors among the events of a kept user."""
-    name: str = "all"
-    """For the survey's table."""
-
-    def facts(self) -> dict[str, Any]:
-        """What the manifest says of it."""
-        own = (
-            None
-            if self.items is None
-            else hashlib.sha256(np.packbits(self.items).tobytes()).hexdigest()
-        )
-        return {
-            "click": list(self.click), "favor": list(self.favor),
-            "times": [list(pair) for pair in self.times], "items": self.items_rule,
-            "items_sha256": own, "minimum_events": self.minimum_events,
-            "favor_share": list(self.favor_share),
-        }  # fmt: skip
 
 
 def stage(
@@ -721,134 +687,6 @@ def _touch(marks: Bool[ndarray, " raw_item"], items: Int[ndarray, " event"]) -> 
             marks = np.concatenate([marks, np.zeros(max(top, 2 * len(marks)) - len(marks), bool)])
         marks[items] = True
     return marks
-
-
-def in_order(records: ndarray, selections: Sequence[Selection]) -> tuple[ndarray, int]:
-    """Records of a bucket by user, time and place in the file, each once; and how many came again.
-
-    Kinds that no selection wants are left out first. Where user, time and place fit in 63 bits they are
-    sorted as one number, which is several times faster than a stable sort of the three.
-    """
-    wanted = np.zeros(256, dtype=bool)
-    for selection in selections:
-        wanted[[*selection.click, *selection.favor]] = True
-    records = records[wanted[records["kind"]]]
-    if not len(records):
-        return records, 0
-    user = records["user"].astype(np.int64)
-    time = records["time"].astype(np.int64)
-    order = _order(user - user.min(), time - time.min())
-    records, user, time = records[order], user[order], time[order]
-    same = (user[1:] == user[:-1]) & (time[1:] == time[:-1])
-    if not same.any():
-        return records, 0
-    tied = np.nonzero(np.concatenate([[False], same]) | np.concatenate([same, [False]]))[0]
-    among = records[tied]
-    columns = [among["kind"], among["item"], time[tied], user[tied]]
-    by_value = np.lexsort(columns)  # stable: the first of equal records stays the first
-    again = np.ones(len(tied) - 1, dtype=bool)
-    for column in columns:
-        ordered = column[by_value]
-        again &= ordered[1:] == ordered[:-1]
-    keep = np.ones(len(records), dtype=bool)
-    keep[tied[by_value[1:][again]]] = False
-    return records[keep], int(again.sum())
-
-
-def _order(user: Int[ndarray, " event"], time: Int[ndarray, " event"]) -> Int[ndarray, " event"]:
-    """Places by user, then time, then place; both count from 0."""
-    place_bits = len(user).bit_length()
-    time_bits = int(time.max()).bit_length()
-    if place_bits + time_bits + int(user.max()).bit_length() > 63:
-        distinct, user = np.unique(user, return_inverse=True)
-        if place_bits + time_bits + len(distinct).bit_length() > 63:
-            return np.lexsort((time, user))
-    key = (user << (time_bits + place_bits)) | (time << place_bits) | np.arange(len(user))
-    key.sort()
-    return key & ((1 << place_bits) - 1)
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What a selection takes from a bucket."""
-
-    user: Int[ndarray, " kept"]
-    """Rank among `users`."""
-    item: Int[ndarray, " kept"]
-    behaviour: Int[ndarray, " kept"]
-    time: Int[ndarray, " kept"]
-    extra: Int[ndarray, " kept"] | None
-    users: Int[ndarray, " user"]
-    """Raw numbers of all users with an event, ascending, kept or not."""
-    kept_users: int
-    ledger: Mapping[str, int]
-
-
-def choose(records: ndarray, duplicates: int, selection: Selection) -> Chosen:
-    """Rows and users of an ordered bucket that a selection wants; see `harness.data.prepare` for the rule."""
-    is_click, is_favor = np.zeros(256, dtype=bool), np.zeros(256, dtype=bool)
-    is_click[list(selection.click)] = True
-    is_favor[list(selection.favor)] = True
-    ledger = {"duplicates": duplicates}
-    rows = np.ones(len(records), dtype=bool)
-    wanted = is_click | is_favor
-    other = ~wanted[records["kind"]]
-    ledger["another behaviour"] = int(other.sum())
-    rows &= ~other
-    if selection.times:
-        inside = np.zeros(len(records), dtype=bool)
-        for begin, end in selection.times:
-            inside |= (records["time"] >= begin) & (records["time"] < end)
-        ledger["outside the time range"] = int((rows & ~inside).sum())
-        rows &= inside
-    if selection.items is not None:
-        known = records["item"] < len(selection.items)
-        alive = np.zeros(len(records), dtype=bool)
-        alive[known] = selection.items[records["item"][known]]
-        ledger[selection.items_rule or "another item"] = int((rows & ~alive).sum())
-        rows &= alive
-    records = records[rows]
-    click, favor = is_click[records["kind"]], is_favor[records["kind"]]
-    user = records["user"]
-    first = (
-        np.nonzero(np.concatenate([[True], user[1:] != user[:-1]]))[0]
-        if len(user)
-        else np.zeros(0, int)
-    )
-    count = np.diff(np.concatenate([first, [len(user)]]))
-    clicks, favors = (
-        np.add.reduceat(flag.astype(np.int64), first) if len(first) else np.zeros(0, np.int64)
-        for flag in (click, favor)
-    )
-    last = (
-        np.maximum.reduceat(np.where(favor, np.arange(len(user)), -1), first)
-        if len(first) else np.full(0, -1)
-    )  # fmt: skip
-    ends_well = (last > first) | ((last == first) & click[np.minimum(first, len(user) - 1)])
-    enough = clicks + favors >= selection.minimum_events
-    low, high = selection.favor_share
-    share = favors / np.maximum(1, clicks + favors)
-    good_share = (share >= low) & (share <= high)
-    kept = enough & ends_well & good_share
-    ledger["users"] = len(first)
-    ledger["users with too few events"] = int((~enough).sum())
-    ledger["users without a last favor that has an event before it"] = int(
-        (enough & ~ends_well).sum()
-    )
-    ledger["users with another share of favors"] = int((enough & ends_well & ~good_share).sum())
-    chosen = np.repeat(kept, count)
-    rank = np.repeat(np.arange(len(first)), count)[chosen]
-    users = user[first].astype(np.int64)
-    records, click, favor = records[chosen], click[chosen], favor[chosen]
-    event = np.repeat(np.arange(len(records)), click.astype(np.int64) + favor)
-    second = np.zeros(len(event), dtype=bool)
-    second[1:] = event[1:] == event[:-1]
-    behaviour = np.where(click[event] & ~second, CLICK, FAVOR).astype(np.int8)
-    extra = records["extra"][event] if "extra" in (records.dtype.names or ()) else None
-    return Chosen(
-        rank[event], records["item"][event], behaviour, records["time"][event], extra, users,
-        int(kept.sum()), ledger,
-    )  # fmt: skip
 
 
 class Selected:

@@ -114,9 +114,7 @@ class Text:
         if self.kind == "gz":
             buffered = io.BufferedReader(raw_pieces, 1 << 20)
             return Reading(stack.enter_context(gzip.GzipFile(fileobj=buffered)), raw_pieces)
-        tar = stack.enter_context(
-            tarfile.open(fileobj=raw_pieces, mode="r|*", bufsize=1 << 20)  # noqa: SIM115 -- the stack closes it
-        )
+        tar = stack.enter_context(tarfile.open(fileobj=raw_pieces, mode="r|*", bufsize=1 << 20))  # noqa: SIM115
         for entry in tar:
             if entry.name == self.member:
                 return Reading(cast("Any", tar.extractfile(entry)), raw_pieces)

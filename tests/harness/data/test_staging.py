@@ -18,8 +18,9 @@ from harness.data import staging
 from harness.data.blocks import Layout, read_rows
 from harness.data.choice import LogOptions, selection
 from harness.data.labels import Column, Numbered
+from harness.data.ordering import Selection, places_in_order
 from harness.data.raw import sha256_file
-from harness.data.staging import Decoded, Log, Selection, decoded, kinds_of, stage
+from harness.data.staging import Decoded, Log, decoded, kinds_of, stage
 from harness.data.texts import Text, find_texts
 from harness.errors import InputError
 from tests.harness.data.logs import CLICK, FAVOR
@@ -462,7 +463,7 @@ def test_places_in_order_agree_with_a_stable_sort() -> None:
         user = random.integers(0, user_top, 500)
         time = random.integers(0, time_top, 500)
         time[::3], user[::5] = 1, 3
-        np.testing.assert_array_equal(staging._order(user, time), np.lexsort((time, user)))
+        np.testing.assert_array_equal(places_in_order(user, time), np.lexsort((time, user)))
 
 
 def test_options_become_ranges_of_the_logs_clock() -> None:
