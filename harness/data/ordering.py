@@ -18,6 +18,8 @@ from numpy import ndarray
 
 from harness.data.raw import CLICK, FAVOR
 
+MOST_MARKS = 1 << 28
+"""Numbers below this are marked in an array that grows with them."""
 PARTS = 256
 """Ranges of users that rows are cut in, at most, before they are sorted as one number."""
 
@@ -145,6 +147,13 @@ class Chosen:
     kept_users: int
     ledger: Mapping[str, int]
 
+    def counts(self) -> tuple[dict[str, int], Int[ndarray, " item"]]:
+        """What a survey needs: users, clicks, favors, source_users, and the distinct items."""
+        clicks = int((self.behaviour == CLICK).sum())
+        numbers = {"users": self.kept_users, "clicks": clicks, "favors": len(self.user) - clicks,
+                   "source_users": len(self.users)}  # fmt: skip
+        return numbers, np.unique(self.item)
+
 
 def choose(columns: Columns, duplicates: int, selection: Selection) -> Chosen:
     """Rows and users of an ordered bucket that a selection wants; see `harness.data.prepare` for the rule."""
@@ -216,3 +225,29 @@ def _counts(
     before = np.searchsorted(places, ends) - 1
     last = np.where(favors > 0, places[np.maximum(before, 0)], -1)
     return clicks, favors, last
+
+
+class Touched:
+    """The distinct numbers among many, in a bounded way: marks where they are small, else a sorted list."""
+
+    def __init__(self) -> None:
+        self.marks = np.zeros(0, dtype=bool)
+        self.large = np.zeros(0, dtype=np.int64)
+
+    def add(self, numbers: Int[ndarray, " number"]) -> None:
+        """Numbers from 0 on."""
+        if not len(numbers):
+            return
+        top = int(numbers.max()) + 1
+        if top > MOST_MARKS:
+            self.large = np.union1d(self.large, numbers[numbers >= MOST_MARKS].astype(np.int64))
+            numbers = numbers[numbers < MOST_MARKS]
+            top = int(numbers.max(initial=-1)) + 1
+        if top > len(self.marks):
+            more = min(MOST_MARKS, max(top, 2 * len(self.marks))) - len(self.marks)
+            self.marks = np.concatenate([self.marks, np.zeros(more, dtype=bool)])
+        self.marks[numbers] = True
+
+    def numbers(self) -> Int[ndarray, " distinct"]:
+        """The distinct numbers, ascending."""
+        return np.concatenate([np.nonzero(self.marks)[0], self.large])

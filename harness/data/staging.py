@@ -41,7 +41,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Int, UInt8
 from numpy import ndarray
 from rich.console import Console
 from rich.progress import (
@@ -55,8 +55,8 @@ from rich.progress import (
 
 from harness.data.blocks import MISSING, Rows
 from harness.data.labels import Numbered
-from harness.data.ordering import Chosen, Selection, choose, in_order
-from harness.data.raw import CLICK, Raw
+from harness.data.ordering import Chosen, Selection, Touched, choose, in_order
+from harness.data.raw import Raw
 from harness.data.texts import BLOCK, Checksums, Text
 from harness.errors import InputError
 
@@ -66,7 +66,7 @@ BUCKET_ROWS = 2_500_000
 """Rows that a bucket should have."""
 MOST_BUCKETS = 512
 """Files held open at once."""
-SPLIT_ROWS = 4 * BUCKET_ROWS
+SPLIT_ROWS = 2 * BUCKET_ROWS
 """A bucket with more rows is cut in smaller ranges of users."""
 SAVE_BYTES = 256 << 20
 """Text between two entries of the journal."""
@@ -569,8 +569,8 @@ class Staged:
             bar = stack.enter_context(
                 Bar(f"ordering {self.log.source}", sum(journal["sizes"]), self.show)
             )
-            for place, chosen in self._chosen(state["done"], [selection]):
-                one = chosen[0]
+            for place, chosen in self._chosen(state["done"], [selection], lambda one: one):
+                one: Chosen = chosen[0]
                 values = {"user": one.user + state["users"], "item": one.item, "time": one.time,
                           "behaviour": one.behaviour, "users": one.users, "extra": one.extra}  # fmt: skip
                 for name, kind in columns.items():
@@ -607,29 +607,25 @@ class Staged:
             with an event at all (source_users).
         """
         totals = [Counter[str]() for _ in selections]
-        touched = [np.zeros(0, dtype=bool) for _ in selections]
+        touched = [Touched() for _ in selections]
         done = 0
         with Bar(f"surveying {self.log.source}", sum(self.journal["sizes"]), self.show) as bar:
-            for place, chosen in self._chosen(0, selections):
-                for number, one in enumerate(chosen):
-                    clicks = int((one.behaviour == CLICK).sum())
-                    totals[number].update(
-                        users=one.kept_users, clicks=clicks, favors=len(one.user) - clicks,
-                        source_users=len(one.users),
-                    )  # fmt: skip
-                    touched[number] = _touch(touched[number], one.item)
+            for place, found in self._chosen(0, selections, Chosen.counts):
+                for number, (counts, items) in enumerate(found):
+                    totals[number].update(counts)
+                    touched[number].add(items)
                 done += self.journal["sizes"][place]
                 bar.at(done)
         return [
             {
                 "users": float(total["users"]),
-                "items": float(marks.sum()),
+                "items": float(len(items.numbers())),
                 "interactions": float(total["clicks"] + total["favors"]),
                 "clicks_per_user": total["clicks"] / max(1, total["users"]),
                 "favors_per_user": total["favors"] / max(1, total["users"]),
                 "source_users": float(total["source_users"]),
             }
-            for total, marks in zip(totals, touched, strict=True)
+            for total, items in zip(totals, touched, strict=True)
         ]
 
     def _columns(self) -> dict[str, str]:
@@ -639,21 +635,21 @@ class Staged:
         return columns | ({"extra": number} if self.log.has_extra else {})
 
     def _chosen(
-        self, begin: int, selections: Sequence[Selection]
-    ) -> Iterator[tuple[int, list[Chosen]]]:
-        """Each bucket's events under each selection, in order, some buckets ahead."""
+        self, begin: int, selections: Sequence[Selection], then: Callable[[Chosen], Any]
+    ) -> Iterator[tuple[int, list[Any]]]:
+        """What `then` makes of each bucket's events under each selection, in order, some buckets ahead."""
         buckets = self.journal["buckets"]
         width = self.log.record.itemsize
 
-        def work(place: int) -> list[Chosen]:
+        def work(place: int) -> list[Any]:
             size = self.journal["sizes"][place]
             with (self.folder / buckets[place]).open("rb") as file:
                 records = np.fromfile(file, dtype=self.log.record, count=size // width)
             ordered, duplicates = in_order(records, selections)
-            return [choose(ordered, duplicates, selection) for selection in selections]
+            return [then(choose(ordered, duplicates, selection)) for selection in selections]
 
         with ThreadPoolExecutor(self.workers) as pool:
-            pending: deque[tuple[int, Future[list[Chosen]]]] = deque()
+            pending: deque[tuple[int, Future[list[Any]]]] = deque()
             for place in range(begin, len(buckets)):
                 pending.append((place, pool.submit(work, place)))
                 if len(pending) > self.workers:
@@ -677,16 +673,6 @@ class Staged:
     def _say(self, line: str) -> None:
         if self.show:
             print(line, file=sys.stderr)
-
-
-def _touch(marks: Bool[ndarray, " raw_item"], items: Int[ndarray, " event"]) -> ndarray:
-    """Marks of the items seen, grown as needed."""
-    if len(items):
-        top = int(items.max()) + 1
-        if top > len(marks):
-            marks = np.concatenate([marks, np.zeros(max(top, 2 * len(marks)) - len(marks), bool)])
-        marks[items] = True
-    return marks
 
 
 class Selected:
@@ -714,16 +700,10 @@ class Selected:
         """The distinct items, and the file `place` with each event's place among them."""
         item = self.array("item")
         parts = [item[start : start + BUCKET_ROWS] for start in range(0, len(item), BUCKET_ROWS)]
-        top = max(int(part.max()) for part in parts)
-        if top < 1 << 30:
-            marks = np.zeros(top + 1, dtype=bool)
-            for part in parts:
-                marks[part] = True
-            numbers = np.nonzero(marks)[0]
-        else:
-            numbers = np.zeros(0, dtype=np.int64)
-            for part in parts:
-                numbers = np.union1d(numbers, part.astype(np.int64))
+        touched = Touched()
+        for part in parts:
+            touched.add(part)
+        numbers = touched.numbers()
         with (self.folder / "place").open("wb") as file:
             for part in parts:
                 np.searchsorted(numbers, part).astype("<i4").tofile(file)

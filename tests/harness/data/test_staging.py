@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from harness.data import staging
+from harness.data import ordering, staging
 from harness.data.blocks import Layout, read_rows
 from harness.data.choice import LogOptions, selection
 from harness.data.labels import Column, Numbered
@@ -464,6 +464,15 @@ def test_places_in_order_agree_with_a_stable_sort() -> None:
         time = random.integers(0, time_top, 500)
         time[::3], user[::5] = 1, 3
         np.testing.assert_array_equal(places_in_order(user, time), np.lexsort((time, user)))
+
+
+def test_distinct_numbers_are_found_among_small_and_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ordering, "MOST_MARKS", 50)
+    random, touched = np.random.default_rng(1), ordering.Touched()
+    parts = [random.integers(0, top, 20) for top in (9, 60, 2**40, 1, 45)]
+    for part in [np.zeros(0, np.int64), *parts]:
+        touched.add(part)
+    np.testing.assert_array_equal(touched.numbers(), np.unique(np.concatenate(parts)))
 
 
 def test_options_become_ranges_of_the_logs_clock() -> None:
