@@ -376,6 +376,7 @@ def test_a_rare_unknown_action_is_counted_and_a_common_one_is_an_error(tmp_path:
     write(folder, [*rows, *[(1, 4, "pv", 5)] * 9], 1)
     said = refusal(lambda: outcome(log(folder), tmp_path / "data", Selection()))
     assert "9 of the first 310 rows of 'made' have an unknown action 'pv'" in said
+    assert not list((tmp_path / "data").rglob("journal.json"))
 
 
 def test_quoted_reasons_do_not_grow_without_end(tmp_path: Path) -> None:
@@ -408,6 +409,18 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
     with stage(log(folder), tmp_path / "data", show=False):
         said = refusal(lambda: stage(log(folder), tmp_path / "data", show=False))
     assert "another process is reading 'made'" in said
+    assert not list((tmp_path / "data").rglob("*"))
+
+
+def test_what_stays_after_an_error_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "raw", rows_of(12))
+    with pytest.raises(InputError), stage(log(folder), tmp_path / "data") as staged:
+        staged.select(Selection(minimum_events=9_999))
+    assert f"what was read stays in '{staged.folder}'" in capsys.readouterr().err
+    with stage(log(folder, rules={"other": 1}), tmp_path / "data"):
+        assert f"other readings of this source lie in {staged.folder};" in capsys.readouterr().err
 
 
 def test_a_full_disk_gets_one_line_and_is_gone_on_from(
@@ -504,6 +517,14 @@ def test_labels_are_sequences_of_text() -> None:
     numbers = Numbered(np.array([5, 40, -1]), "u", digits=2)
     assert list(numbers) == ["u05", "u40", ""]
     assert (numbers[-2], numbers[:2], len(numbers)) == ("u40", ["u05", "u40"], 3)
+    many = Numbered(np.arange(200_000))
+    assert [many[place] for place in (0, 65_536, 199_999, 3, 70_000)] == [
+        "0",
+        "65536",
+        "199999",
+        "3",
+        "70000",
+    ]
     column = Column(pa.chunked_array([["a", None], ["c"]]), np.array([2, -1, 1, 0]))
     assert np.asarray(column, dtype=str).tolist() == ["c", "", "", "a"]
     assert Column(pa.chunked_array([["a", None]])) == ["a", ""]
