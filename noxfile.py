@@ -143,8 +143,24 @@ def slurm(session: nox.Session) -> None:
                 env={**ONE_THREAD, "PATH": path})  # fmt: skip
 
 
+def peer(session: nox.Session, name: str, *options: str) -> str:
+    """The interpreter of a peer's environment, made where benchmarks/peers/NAME.txt says another than it has."""
+    wanted = Path("benchmarks/peers", f"{name}.txt")
+    folder = Path(".nox", f"peers-{name}").resolve()
+    python, made_by = folder / "bin" / "python", folder / "made-by.txt"
+    if not (made_by.exists() and made_by.read_text() == wanted.read_text()):
+        session.run("python", "-m", "venv", "--clear", str(folder))
+        session.run(
+            str(python), "-m", "pip", "install", "-q", *options, "-r", str(wanted), external=True
+        )
+        made_by.write_text(wanted.read_text())
+    return str(python)
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Speed, as ratios; never part of the tests."""
+    """Speed, as ratios, beside RecBole and RecTools in environments of their own; never part of the tests."""
     install(session)
-    session.run("python", "benchmarks/bench.py", *session.posargs, env=ONE_THREAD)
+    recbole, rectools = peer(session, "recbole", "--no-deps"), peer(session, "rectools")
+    session.run("python", "benchmarks/bench.py", "--recbole", recbole, "--rectools", rectools,
+                *session.posargs, env=ONE_THREAD)  # fmt: skip

@@ -377,7 +377,9 @@ class SASRec(Recommender):
         width = history.items.shape[1]
         slots = self.reading.slots(batch.history, width)
         row, place = ((batch.targets > 0) & (slots >= 0)).nonzero(as_tuple=True)
-        query = self.last_norm(self.states(history, width)[row, slots[row, place]])
+        slot = slots[row, place]
+        read = 1 if bool((slot == width - 1).all()) else width  # one target a row: a batch of prefixes
+        query = self.last_norm(self.states(history, read)[row, slot - (width - read)])
         target, user = batch.targets[row, place], history.user[row]
         costs = self.place_loss(query, self.item_table, target, user, batch.generator)
         weights = batch.weights[row, place].to(costs.dtype)

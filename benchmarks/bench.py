@@ -1,23 +1,28 @@
 """Speed as ratios, each against a reference measured in the same run: `nox -s bench`.
 
 Times are printed for the reader; what carries over to another machine is the ratio. One torch thread
-unless said. Nothing here is a test.
+unless said; races with a peer (benchmarks/peers) take all cores on each side in turn. A bar is what the
+ratio should reach; a missed one is said, and is an error with --strict. Nothing here is a test.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
+from peers import sides
+from peers.race import Row, report, table
 from tabulate import tabulate
 
 from harness.compose import Budget, compose_cell
@@ -32,16 +37,26 @@ from harness.zoo import METHODS, find
 from models.interface import Batch, Catalogue, History
 from models.softmax import catalogue_cross_entropy
 
-ROWS: list[dict[str, object]] = []
+PARTS = ("command", "softmax", "m3bsr", "methods", "workers", "training", "evaluation", "places")
+MIB = 512
+"""What the cross-entropy over 618,529 items may take above the tables."""
+ROWS: list[Row] = []
 
 
-def row(what: str, seconds: float, against: str, reference: float) -> None:
-    """One line of the result: ours, the reference, and how many times faster ours is."""
-    ROWS.append(
-        {"what": what, "s": seconds, "against": against, "s of it": reference,
-         "times faster": reference / seconds}
-    )  # fmt: skip
-    print(f"  {what}: {reference / seconds:.2f} times faster than {against}", file=sys.stderr)
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def note(
+    what: str, seconds: float, against: str, reference: float, bar: float | None = None
+) -> None:
+    """One line of the result: how many times faster ours is than the reference."""
+    said = Row(
+        what, reference / seconds, against, bar, f"{seconds:.3g} s against {reference:.3g} s"
+    )
+    ROWS.append(said)
+    report(said)
 
 
 def timed(work: Callable[[], object], repeats: int = 5) -> float:
@@ -63,7 +78,7 @@ def process(*words: str) -> Callable[[], object]:
 def command_line() -> None:
     """--help must not wait for torch."""
     help_seconds = timed(process("-m", "harness.reproduce", "--help"), 3)
-    row(
+    note(
         "reproduce --help",
         help_seconds,
         "python -c 'import torch'",
@@ -84,7 +99,35 @@ def softmax(items: int, batch: int = 1024, hidden: int = 64) -> None:
     def full() -> None:
         torch.nn.functional.cross_entropy(query @ weight[1:].T, target - 1).backward()
 
-    row(f"cross-entropy, {items:,} items", timed(ours, 3), "full logits", timed(full, 3))
+    note(f"cross-entropy, {items:,} items", timed(ours, 3), "full logits", timed(full, 3), bar=1)
+
+
+MEMORY = """
+import resource, sys, torch
+from models.softmax import catalogue_cross_entropy
+torch.set_num_threads(1)
+items, batch, hidden = (int(word) for word in sys.argv[1:])
+weight = torch.empty(items + 1, hidden).normal_(std=0.1).requires_grad_()  # nothing else was ever held
+query = torch.empty(batch, hidden).normal_().requires_grad_()
+target = torch.randint(1, items + 1, (batch,))
+(query @ weight[:100].T).sum().backward()  # libraries and their buffers
+query.grad = weight.grad = None
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+catalogue_cross_entropy(query, weight, None, target).mean().backward()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def softmax_memory(items: int = 618_529, batch: int = 1024, hidden: int = 64) -> None:
+    """Rise of the peak above the table, gradient of the table included, in a process of its own."""
+    words = (str(number) for number in (items, batch, hidden))
+    done = subprocess.run([sys.executable, "-c", MEMORY, *words], check=True, capture_output=True)
+    rise = int(done.stdout)
+    what = f"room for cross-entropy, {items:,} items x {hidden}, batch {batch}"
+    took = f"peak {rise} MiB above the table, its gradient among them"
+    said = Row(what, MIB / max(rise, 1), f"a peak of {MIB} MiB", 1.0, took)
+    ROWS.append(said)
+    report(said)
 
 
 def gemm_rate() -> float:
@@ -130,11 +173,12 @@ def m3bsr_floor(hidden: int, batch: int = 128, clicks: int = 20, favors: int = 6
     )
     last = layer(slots, 1) + 3 * layer(clicks, 1) + 3 * layer(favors, 1)
     flops = 3 * batch * (chain + keys + shared + experts + last + 2 * items * d)
-    row(
-        f"floor of M3BSR's forward + backward, d {hidden}",
-        flops / gemm_rate(),
-        "measured",
+    note(
+        f"M3BSR's forward + backward, d {hidden}",
         timed(step),
+        "its FLOPs at the rate of a large product",
+        flops / gemm_rate(),
+        bar=1 / 3,
     )
 
 
@@ -172,7 +216,7 @@ def workers(data: Path) -> None:
     """Two one-thread workers against one two-thread process, on the same runs."""
     code = (
         "import sys, time, torch; torch.set_num_threads(int(sys.argv[1]));"
-        "from pathlib import Path; from dataclasses import replace;"
+        "from pathlib import Path; from dataclasses import asdict, replace;"
         "from harness.compose import *; from harness.run import *; from harness.zoo import find;"
         "cell = compose_cell(find('m3bsr'), 'demo_rec_tmall', Budget.quick, ['train.epochs=3']);"
         "[run(replace(cell, seed=int(s)), Places(Path(sys.argv[2]), Path(sys.argv[3]))) for s in sys.argv[4:]]"
@@ -189,32 +233,72 @@ def workers(data: Path) -> None:
     with worker_environment():
         side = timed(lambda: both(start(1, "1", "2"), start(1, "3", "4")), 1)
     alone = timed(lambda: both(start(2, "1", "2", "3", "4")), 1)
-    row("4 runs, 2 workers of 1 thread", side, "1 process of 2 threads", alone)
+    note("4 runs, 2 workers of 1 thread", side, "1 process of 2 threads", alone, bar=1)
+
+
+def races(options: argparse.Namespace, part: str) -> None:
+    """Races against the packages whose interpreters the command line names."""
+    recbole, rectools, ours = options.recbole, options.rectools, sys.executable
+    made = {
+        "training": lambda: sides.training(recbole, ours, options.threads, more=not options.short),
+        "evaluation": lambda: sides.evaluation(recbole, ours, options.threads),
+        "places": lambda: sides.all_places(recbole, rectools, ours, options.threads),
+    }
+    ROWS.extend(made[part]())
 
 
 def main() -> None:
-    """Run everything, or the small part with --short."""
+    """Run everything, the small part with --short, or some parts with --only."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--short", action="store_true", help="leave out the large catalogue and the workers"
+        "--short", action="store_true", help="leave out the large catalogues and the workers"
     )
+    parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, help="these parts alone")
+    parser.add_argument("--recbole", metavar="PYTHON", help="interpreter of RecBole's environment")
+    parser.add_argument("--rectools", metavar="PYTHON", help="interpreter of RecTools' environment")
+    parser.add_argument(
+        "--threads", type=int, default=cores(), help="of each side of a race with a peer"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="end with an error when a bar is missed"
+    )
+    parser.add_argument("--json", type=Path, help="where to keep the lines as well")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    asked = set(options.only)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
-        for name in ("demo_rec_tmall", "demo_kuaishou"):
-            ensure_demo(data, name)
-        command_line()
-        softmax(20_000)
-        if not options.short:
-            softmax(618_529)
-        for hidden in (32, 64):
-            m3bsr_floor(hidden)
-        methods(data)
-        if not options.short:
+        if asked & {"methods", "workers"}:
+            for name in ("demo_rec_tmall", "demo_kuaishou"):
+                ensure_demo(data, name)
+        if "command" in asked:
+            command_line()
+        if "softmax" in asked:
+            softmax(20_000)
+            if not options.short:
+                softmax(618_529)
+                softmax_memory()
+        if "m3bsr" in asked:
+            for hidden in (32, 64):
+                m3bsr_floor(hidden)
+        if "methods" in asked:
+            methods(data)
+        if "workers" in asked and not options.short:
             workers(data)
-    print()
-    print(tabulate(ROWS, headers="keys", floatfmt=(None, ".3f", None, ".3f", ".2f")))
+    for part in ("training", "evaluation", "places"):
+        if part in asked and options.recbole and (options.rectools or part != "places"):
+            races(options, part)
+        elif part in asked:
+            print(
+                f"  {part}: not measured, as no peer was named (nox -s bench makes them)",
+                file=sys.stderr,
+            )
+    if options.json:
+        options.json.write_text(
+            json.dumps([asdict(said) for said in ROWS], indent=1) + "\n", encoding="utf8"
+        )
+    print(f"\n{table(ROWS)}")
+    raise SystemExit(1 if options.strict and any(said.missed for said in ROWS) else 0)
 
 
 if __name__ == "__main__":

@@ -126,8 +126,13 @@ ROWS = {
 }  # fmt: skip
 
 
-def leave_one_out(path: Path, folder: Path) -> tuple[Split, Catalogue]:
+def leave_one_out(path: Path, folder: Path, length: int = LENGTH) -> tuple[Split, Catalogue]:
     """The last event of a user is the test, the one before it validation, the rest are trained on.
+
+    Args:
+        path: The .inter file.
+        folder: Where the other side has left its split.
+        length: Events of a history that a model may read.
 
     Raises:
         ValueError: RecBole has made another split.
@@ -157,7 +162,7 @@ def leave_one_out(path: Path, folder: Path) -> tuple[Split, Catalogue]:
     everything, train = place >= 0, place < offsets[user + 1] - 2
     split = Split(records(everything), records(train), targets(1), targets(2), offsets, item)
     nothing, no = torch.zeros(items + 1, 1), torch.zeros(items + 1, dtype=torch.bool)
-    return split, Catalogue(users, items, LENGTH, nothing, no, nothing, no, {}, False)
+    return split, Catalogue(users, items, length, nothing, no, nothing, no, {}, False)
 
 
 @torch.no_grad()

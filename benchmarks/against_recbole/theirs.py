@@ -43,11 +43,11 @@ from setting import (
 DATA = Path(recbole.__file__).parent / "dataset_example"
 
 
-def configure(model: str, seed: int, checkpoints: str) -> Config:
-    """RecBole's defaults (inner width 4 d, GELU) but for what both sides are given."""
+def configure(model: str, seed: int, checkpoints: str, **changes: Any) -> Config:
+    """RecBole's defaults (inner width 4 d, GELU) but for what both sides are given, and `changes`."""
     return Config(
         model=model,
-        dataset="ml-100k",
+        dataset=changes.pop("dataset", "ml-100k"),
         config_dict={
             "data_path": str(DATA),
             "checkpoint_dir": checkpoints,
@@ -79,6 +79,7 @@ def configure(model: str, seed: int, checkpoints: str) -> Config:
             "use_gpu": False,
             "show_progress": False,
             "state": "ERROR",
+            **changes,
         },
     )
 
