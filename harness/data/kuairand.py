@@ -21,7 +21,9 @@ shorter video). Favor is a rule, is_like = 1 by default. A row that is both give
 time, as for Kuaishou. The log of random videos is left out: its clicks answer another policy than the feed's.
 Rows of one user that repeat exactly go. time_ms stays in milliseconds.
 
-Not confirmed here: whether rows of a log are sorted (they are sorted anyway), and that a number names one
+Rows of one request share a time_ms (seen in rows shown in public); they keep their order in the file.
+
+Not confirmed here: whether the rows of a log are sorted (they are sorted anyway), and that a number names one
 video in all three versions (the README draws nested ranges; public code that joined captions with Pure by number
 found equal durations for all 7,583). A caption that is the word UNKNOWN counts as missing, as in KuaiRec.
 

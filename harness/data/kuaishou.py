@@ -18,7 +18,7 @@ All text is tab-separated without header, one record a line:
 The files may lie in the folder, or in its folder `train` (and `test`), as text, .gz or .zip; the vectors
 as archive or unpacked. The width of the numbers (float32 or another) is not confirmed: all are accepted.
 
-Readings. A row with click = 1 is a click. Favors are a rule (`FAVORS`), `like` by default; follow concerns the
+Readings. A row with click = 1 is a click. Favors are a rule (`SIGNALS`), `like` by default; follow concerns the
 author. A row that is both gives two events at one time, the click first: a like is given to a photo that was
 opened, so taking the click away would understate clicks (Table 1 counts clicks and favors apart, and all the other
 sources have the click before the favor); reading P2 keeps the click from giving its own favor away. Rows
@@ -26,9 +26,10 @@ without click, like and follow are impressions and never become events. Exact du
 
 The vectors are the image modality. The text modality is a stand-in (`harness.data.word_ids`).
 
-The paper's Table 1 cannot come from this release: 22,793 users x 40.96 favors = 933,601, but at the published rates
-the final round holds about 158,000 likes and 52,000 follows; and 22,793 x (255.02 + 40.96) = 6,746,272 is not
-its 5,852,725 interactions. `survey` prints what each rule gives.
+The paper's Table 1 cannot come from likes and follows of this release: 22,793 users x 40.96 favors = 933,601, but
+at the rates printed for the preliminary round (0.304 % likes, 0.0991 % follows) the final round's 52 million rows hold
+about 158,000 likes and 52,000 follows; and 22,793 x (255.02 + 40.96) = 6,746,272 is not the paper's own 5,852,725
+interactions. `--survey` prints what each rule gives.
 
 Axes: row = lines, event, item = photos of the kept users.
 """
@@ -353,7 +354,9 @@ def open_kuaishou(
         known: dict[str, Any] = {}
         facts: dict[str, Any] = {
             "favor_rule": {"name": rule, "favor": SIGNALS.rules[rule].text, "click": "click = 1"},
-            "click_and_favor": "a row that is both is a click and, at the same time, a favor after it",
+            "click_and_favor": (
+                "a row that is both is a click and, at the same time, a favor after it: what is liked was opened"
+            ),
             "clock": "an anonymous clock of the release; an order, not a date",
             "test_interaction.txt": {"rows": count_test_rows(folder), "used": False},
         }

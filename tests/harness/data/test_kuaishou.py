@@ -34,7 +34,7 @@ def impressions() -> list[Row]:
         number = 11 + 3 * user
         for step in range(CLICKS):
             like, follow = int(step in (3, 9)), int(step == 5)
-            playing = 30 if step % 2 else 4
+            playing = (15 if step % 4 == 1 else 30) if step % 2 else 4
             rows.extend([
                 (number, photo(user, step), 1, like, follow, CLOCK + 10 * step, playing, 15),
                 (number, photo(user, step + 60), 0, 0, 0, CLOCK + 10 * step + 5, 0, 11),

@@ -89,9 +89,8 @@ def test_an_archive_with_64_bit_places(tmp_path: Path) -> None:
     start = content.index(members.ENTRY)
     end = content.index(members.END)
     directory = b""
-    for part in content[start:end].split(members.ENTRY)[
-        1:
-    ]:  # sizes and places move to the extra field
+    parts = content[start:end].split(members.ENTRY)[1:]
+    for part in reversed(parts):  # sizes and places move to the extra field
         fields = bytearray(members.ENTRY + part)
         packed, unpacked = struct.unpack_from("<2L", fields, 20)
         (place,) = struct.unpack_from("<L", fields, 42)
@@ -108,6 +107,9 @@ def test_an_archive_with_64_bit_places(tmp_path: Path) -> None:
     with zipfile.ZipFile(path) as file:  # the made-up bytes are what another reader understands
         assert len(file.namelist()) == 4
     check(path, tmp_path)
+    found = find_members(path, np.array([7, 12, 30]))
+    assert found.number.tolist() == [12, 7, 30]  # as they lie in the file, not in the directory
+    assert found.place.tolist() == sorted(found.place.tolist())
 
 
 def test_a_directory_larger_than_a_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
