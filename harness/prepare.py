@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,7 @@ def _movielens(options: argparse.Namespace) -> AbstractContextManager[Raw]:
 
 
 def _table(options: argparse.Namespace) -> AbstractContextManager[Raw]:
+    from harness.data.item_tables import vectors_of
     from harness.data.table import TableOptions, read_table
 
     given = {key.removesuffix("_column"): value for key, value in vars(options).items()
@@ -56,9 +57,11 @@ def _table(options: argparse.Namespace) -> AbstractContextManager[Raw]:
     given["click"] = ("click", *(options.click or ()))
     given["favor"] = ("favor", *(options.favor or ()))
     chosen = TableOptions(**{key: value for key, value in given.items() if value is not None})
-    return nullcontext(
-        read_table(options.interactions, options.items, options.image, options.text, chosen)
-    )
+    if options.features is not None and (options.image or options.text):
+        raise InputError("--features has the vectors that --image and --text would give; name one")
+    raw = read_table(options.interactions, options.items, options.image, options.text, chosen)
+    vectors, facts = vectors_of(options.features, raw.item_ids)
+    return nullcontext(replace(raw, **vectors, facts={**raw.facts, **facts}))
 
 
 def _log_options(options: argparse.Namespace) -> LogOptions:
@@ -118,7 +121,7 @@ def _retailrocket(options: argparse.Namespace) -> AbstractContextManager[Raw]:
 
 
 TABLE = (
-    "interactions", "items", "image", "text", "click", "favor", "ignore", "fields", "user_column",
+    "interactions", "items", "image", "text", "features", "click", "favor", "ignore", "fields", "user_column",
     "item_column", "behavior_column", "timestamp_column", "title_column", "picture_column",
     "category_column",
 )  # fmt: skip

@@ -434,3 +434,24 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write .*choose another --out"):
         write_features(tmp_path / "file" / "f", [], {}, [], dict)
+
+
+def test_your_own_table_takes_a_features_folder(folder: Path, tmp_path: Path) -> None:
+    rows = [(user, item, "favor" if step > 2 else "click", step)
+            for user in range(3) for step, item in enumerate("dabab")]  # fmt: skip
+    for user in range(10, 40):  # so that there are negatives to draw
+        rows += [(user, f"other {4 * user + step}", "click", step) for step in range(4)]
+        rows.append((user, "a", "favor", 9))
+    frame = pd.DataFrame(rows, columns=["user", "item", "behavior", "timestamp"])
+    frame.to_parquet(tmp_path / "log.parquet")
+    words = ["table", "--interactions", f"{tmp_path}/log.parquet", "--name", "mine", "--data-dir",
+             f"{tmp_path}/data", "--features", str(folder)]  # fmt: skip
+    assert main(words) == 0
+    made = tmp_path / "data" / "mine"
+    ids = pd.read_parquet(made / "items.parquet")["item"].tolist()
+    image = np.load(made / "image.npy")
+    assert image[1 + ids.index("d")].tolist() == [10, 11, 12]
+    assert not image[1 + ids.index("other 43")].any()
+    assert np.load(made / "image_present.npy").sum() == 3
+    assert json.loads((made / "manifest.json").read_text())["features"]["folder"] == "f"
+    assert main([*words, "--image", f"{tmp_path}/x.npy"]) == 2
