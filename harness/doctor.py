@@ -145,7 +145,8 @@ def data_sets(root: Path) -> Iterator[Finding]:
 
 def cluster(profile: str, words: list[str], *, asked: bool) -> Iterator[Finding]:
     """SLURM's partitions and limits, and whether the profile fits them; nothing is submitted."""
-    from harness.execution.slurm import dry_run, read_profile, read_site, settle
+    from harness.execution.slurm import dry_run, read_profile, read_site, resources, settled_for
+    from harness.zoo import METHODS, REFERENCES
 
     if not asked and shutil.which("sinfo") is None:
         yield Finding("SLURM", Grade.ok, "not on this machine; runs stay here")
@@ -168,16 +169,22 @@ def cluster(profile: str, words: list[str], *, asked: bool) -> Iterator[Finding]
     if not site.requeues:
         yield Finding("requeue", Grade.note, "this cluster does not queue jobs again (JobRequeue=0)",
                       "after a preemption or time-out type the same command again")  # fmt: skip
+    name = f"profile {profile or '(defaults)'}"
+    advice = "set slurm.key=value, or copy slurm/example-site.yaml and edit it"
     try:
-        settled = settle(wanted, site)
-        said = dry_run(settled)
+        needs = settled_for(METHODS + REFERENCES, wanted, site)
     except InputError as error:
-        yield Finding(f"profile {profile or '(defaults)'}", Grade.bad, str(error),
-                      "set slurm.key=value, or copy slurm/example-site.yaml and edit it")  # fmt: skip
+        yield Finding(name, Grade.bad, str(error), advice)
         return
-    yield Finding(f"profile {profile or '(defaults)'}", Grade.ok,
-                  f"partition {settled.partition}, {settled.cpus} cores, {settled.memory}, "
-                  f"{settled.gpus or settled.gres or 'no'} GPU, {settled.minutes} min; {said}")  # fmt: skip
+    for settled, sharing in sorted(needs, key=lambda need: -len(need[1])):
+        usual = len(sharing) > (len(METHODS) + len(REFERENCES)) // 2
+        whose = "" if usual else f" for {', '.join(method.label for method in sharing)}"
+        try:
+            said = dry_run(settled)
+        except InputError as error:
+            yield Finding(name + whose, Grade.bad, str(error), advice)
+        else:
+            yield Finding(name + whose, Grade.ok, f"{resources(settled)}; {said}")
 
 
 if __name__ == "__main__":

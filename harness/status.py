@@ -81,7 +81,7 @@ def show(results: Path, cluster: Sequence[str]) -> None:
         )  # fmt: skip
     for line in cluster:
         console.print(line, markup=False, soft_wrap=True)
-    if len({failure.host for failure in failures}) > 1:
+    if failures and (cluster or len({failure.host for failure in failures}) > 1):
         console.print(failures_by_host([failure.host for failure in failures]), markup=False)
     for failure in failures:
         console.print(

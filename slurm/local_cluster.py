@@ -190,9 +190,14 @@ class LocalCluster:
             node=name,
         )  # fmt: skip
 
-    def kill_node(self, name: str) -> None:
-        """SIGKILL a node's slurmd and all its steps and jobs, as a power cut does."""
+    def kill_node(self, name: str, *, jobs: bool = True) -> None:
+        """SIGKILL a node's slurmd and all its steps and jobs, as a power cut does.
+
+        Without `jobs` slurmd alone dies: the controller loses sight of jobs that go on.
+        """
         self._kill_daemon(f"slurmd-{name}")
+        if not jobs:
+            return
         # the steps' keepers first: they would tell the controller that their job was killed
         for variable in (NODE, "SLURMD_NODENAME"):
             for process in _marked(self.mark):

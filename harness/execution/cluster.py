@@ -11,13 +11,15 @@ core, one result a cell, locks, checkpoints every epoch.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import secrets
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,10 @@ from harness.execution.slurm import (
     SlurmProfile,
     State,
     megabytes,
+    most_memory_of,
     named,
     outside_jobs,
+    settled_for,
     states,
 )
 from harness.fingerprint import code_fingerprint
@@ -103,7 +107,7 @@ def packs(
     lone = [[cell] for cell in cells if alone(cell)]
     rest = [cell for cell in cells if not alone(cell)]
     lengths = {id(cell): seconds(cell) or GUESS for cell in rest}
-    room = 60.0 * profile.pack_minutes * max(1, workers)
+    room = 60.0 * profile.pack_minutes * workers
     made: list[list[Cell]] = []
     left = 0.0
     for cell in sorted(rest, key=lambda cell: -lengths[id(cell)]):
@@ -222,8 +226,8 @@ class Cluster:
 
         Args:
             cells: What is missing and not out already.
-            profile: Settled (`slurm.settle`).
-            site: Its limits.
+            profile: As read; a method may need something else than the others.
+            site: Its limits, which fill in what the profile leaves open.
             target: Names the artefact, for `--cancel`.
             command: What was typed.
             seconds: Expected of a cell on one worker.
@@ -232,13 +236,15 @@ class Cluster:
         Raises:
             InputError: sbatch refused; with its message. What was submitted before stays.
         """
-        greedy = self._hungry(look or self.look())
-        usual = [cell for cell in cells if cell_key(cell) not in greedy]
-        again = [cell for cell in cells if cell_key(cell) in greedy]
-        more = replace(profile, memory=f"{int(megabytes(profile.memory) * profile.more_memory)}M")
+        greedy = self.hungry(look or self.look())
+        groups: list[tuple[SlurmProfile, list[Cell]]] = []
+        for asked, group in by_needs(cells, profile, site):
+            more = replace(asked, memory=f"{_most_memory(asked, site)}M")
+            groups.append((asked, [cell for cell in group if cell_key(cell) not in greedy]))
+            groups.append((more, [cell for cell in group if cell_key(cell) in greedy]))
         made = []
-        for group, asked in ((usual, profile), (again, more)):
-            jobs = packs(group, seconds, profile, asked.gpu_count or asked.cpus)
+        for asked, group in groups:
+            jobs = packs(group, seconds, asked, workers_of(asked))
             shared = [job for job in jobs if not alone(job[0])]
             single = [job for job in jobs if alone(job[0])]
             for some, exclusive in ((shared, False), (single, True)):
@@ -274,7 +280,7 @@ class Cluster:
         )
         executor.update_parameters(**_parameters(profile, one))
         places = Places(self.places.data.resolve(), self.places.results.resolve())
-        with outside_jobs():
+        with outside_jobs(), redirect_stderr(io.StringIO()):  # submitit repeats what sbatch says
             try:
                 with executor.batch():
                     submitted = [executor.submit(Pack(job, places, _codes(job))) for job in jobs]
@@ -295,7 +301,7 @@ class Cluster:
 
     # ------------------------------------------------------------------------------- memory
 
-    def _hungry(self, look: Look) -> set[str]:
+    def hungry(self, look: Look) -> set[str]:
         """Keys of the cells whose job has run out of memory."""
         return {
             key
@@ -322,25 +328,60 @@ class Cluster:
             return ""
 
     def give_up(
-        self, profile: SlurmProfile, cells: Iterable[Cell], look: Look | None = None
+        self,
+        cells: Sequence[Cell],
+        profile: SlurmProfile,
+        site: Site,
+        look: Look | None = None,
     ) -> dict[str, str]:
-        """Record as failed the cells that ran out of memory twice (or once, without `more_memory`)."""
-        hungry = self._hungry(look or self.look())
-        tried: dict[str, set[str]] = {}
+        """Record as failed the cells that ran out of the most memory that they may be tried with."""
+        look = look or self.look()
+        hungry = self.hungry(look)
+        tried: dict[str, int] = {}
         for one in self.submissions():
             for key in _keys(one):
-                tried.setdefault(key, set()).add(one.memory)
+                tried[key] = max(tried.get(key, 0), megabytes(one.memory))
         failed = {}
-        for cell in cells:
-            key = cell_key(cell)
-            if key in hungry and (not profile.more_memory or len(tried[key]) > 1):
-                most = max(tried[key], key=megabytes)
-                error = f"out of memory with {most}; set slurm.memory to more"
+        starved = [cell for cell in cells if cell_key(cell) in hungry]
+        for asked, group in by_needs(starved, profile, site):
+            for cell in group:
+                key = cell_key(cell)
+                if tried[key] < _most_memory(asked, site):
+                    continue
+                error = f"out of memory with {tried[key]}M; set slurm.memory to more"
                 method = find(cell.method)
-                self.board.fail(Failure(key, method.label, cell.data, cell.seed, error, "", "",
-                                        time.time(), code_fingerprint(method.module)))  # fmt: skip
+                self.board.fail(Failure(
+                    key, method.label, cell.data, cell.seed, error, "", look.cells[key][2].node,
+                    time.time(), code_fingerprint(method.module, cell.task),
+                ))  # fmt: skip
                 failed[key] = error
         return failed
+
+
+def by_needs(
+    cells: Sequence[Cell], profile: SlurmProfile, site: Site
+) -> list[tuple[SlurmProfile, list[Cell]]]:
+    """The distinct settled profiles that some cells need, each with its cells.
+
+    Raises InputError where the cluster cannot give what one of them asks for.
+    """
+    methods = [find(name) for name in dict.fromkeys(cell.method for cell in cells)]
+    return [
+        (asked, [cell for cell in cells if cell.method in {method.key for method in sharing}])
+        for asked, sharing in settled_for(methods, profile, site)
+    ]
+
+
+def workers_of(asked: SlurmProfile) -> int:
+    """Cells that run side by side in a job of a settled profile: one a GPU, without GPUs one a core."""
+    return max(1, asked.gpu_count or asked.cpus)
+
+
+def _most_memory(asked: SlurmProfile, site: Site) -> int:
+    """MiB that a cell is tried with at most: `more_memory` times as much, on no larger node than there is."""
+    memory = megabytes(asked.memory)
+    most = most_memory_of(site.partition(asked.partition))
+    return max(memory, min(most, int(memory * asked.more_memory)))
 
 
 @dataclass(frozen=True)
@@ -395,7 +436,9 @@ def _parameters(profile: SlurmProfile, one: Submission) -> dict[str, Any]:
         "array_parallelism": profile.parallel,
         "signal_delay_s": profile.signal_seconds,
         "setup": list(profile.setup) or None,
-        "srun_args": ["--cpu-bind=none", *profile.srun],
+        "wckey": None,  # submitit's own is refused where such keys are enforced
+        # since SLURM 22.05 a step no longer inherits the cores of its job
+        "srun_args": ["--cpu-bind=none", f"--cpus-per-task={profile.cpus}", *profile.srun],
         "additional_parameters": {
             ("requeue" if profile.requeue else "no-requeue"): True, **profile.sbatch
         },

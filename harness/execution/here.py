@@ -80,6 +80,11 @@ def gpus() -> list[str]:
     return [name.strip() for name in names if name.strip()][:count]
 
 
+def host() -> str:
+    """What to call the machine: the name that SLURM has for it, or its own."""
+    return os.environ.get("SLURMD_NODENAME") or platform.node()
+
+
 def slots() -> int:
     """Workers that this machine has room for: one a GPU, or one a core where there is none."""
     return len(gpus()) or cores()
@@ -302,7 +307,7 @@ def _run(key: str, cell: Cell, places: Places, board: Board) -> Outcome:
     label, epochs = find(cell.method).label, cell.train.epochs
     if alone(cell):
         label, epochs = f"{label} (timing)", 0
-    live = Live(key, label, cell.data, cell.seed, os.getpid(), platform.node(),
+    live = Live(key, label, cell.data, cell.seed, os.getpid(), host(),
                 time.time(), epochs=epochs)  # fmt: skip
     board.forgive(key)
     board.put(live)
@@ -329,5 +334,5 @@ def _failure(cell: Cell, error: str, trace: str = "") -> Failure:
     """Why a cell failed, for its file in results/failed."""
     method = find(cell.method)
     line = error.strip().splitlines()[-1] if error.strip() else "no message"
-    return Failure(cell_key(cell), method.label, cell.data, cell.seed, line, trace, platform.node(),
+    return Failure(cell_key(cell), method.label, cell.data, cell.seed, line, trace, host(),
                    time.time(), code_fingerprint(method.module, cell.task))  # fmt: skip

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 
 from harness.config import Cell
-from harness.execution.cluster import packs
+from harness.execution.cluster import by_needs, packs, workers_of
 from harness.execution.plan import alone
-from harness.execution.slurm import Site, SlurmProfile
+from harness.execution.slurm import Site, SlurmProfile, resources
 from harness.run import Places
 from harness.store import Store
 from harness.zoo import find
@@ -33,17 +33,34 @@ class Known:
 
 
 @dataclass(frozen=True)
+class Hours:
+    """Expected hours with a 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """`1.50 {} [1.20, 1.80]` with a place for the unit."""
+        mean, low, high = (
+            f"{value:.2f}" if value < 10 else f"{value:,.0f}"
+            for value in (self.mean, self.low, self.high)
+        )
+        return f"{mean} {{}} [{low}, {high}]"
+
+
+@dataclass(frozen=True)
 class Price:
-    """What some cells cost. Hours are node-hours of jobs, `gpus` times as many GPU-hours."""
+    """What some cells cost."""
 
     cells: int
     jobs: int
     arrays: int
-    hours: float
-    low: float
-    """95 % interval of `hours`."""
-    high: float
-    gpus: int
+    hours: Hours
+    """Of nodes."""
+    gpu_hours: Hours
+    needs: tuple[str, ...]
+    """A line for each distinct profile: what a job gets, and which methods' cells run in such jobs."""
     unknown: tuple[str, ...]
     """Methods that no run is stored of: their cells are not in the hours."""
     guessed: tuple[str, ...]
@@ -53,16 +70,11 @@ class Price:
         """Sentences for a person."""
         if not self.cells:
             return "nothing to submit"
-        jobs = (
-            f"{self.cells} cells in {self.jobs} jobs ({self.arrays} array{'s' * (self.arrays > 1)})"
+        said = (
+            f"{_counts(self.cells, self.jobs, self.arrays)}: {str(self.hours).format('node-hours')}"
         )
-        parts = [
-            f"{jobs}: {_hours(self.hours)} node-hours [{_hours(self.low)}, {_hours(self.high)}]"
-        ]
-        if self.gpus:
-            times = [_hours(self.gpus * value) for value in (self.hours, self.low, self.high)]
-            parts.append(f"{times[0]} GPU-hours [{times[1]}, {times[2]}]")
-        said = ", ".join(parts)
+        if self.gpu_hours.mean:
+            said += f", {str(self.gpu_hours).format('GPU-hours')}"
         if self.guessed:
             said += f"; by runs on other data: {', '.join(self.guessed)}"
         if self.unknown:
@@ -71,8 +83,13 @@ class Price:
         return said
 
 
-def _hours(value: float) -> str:
-    return f"{value:.2f}" if value < 10 else f"{value:,.0f}"
+def _counts(cells: int, jobs: int, arrays: int) -> str:
+    """`6 cells in 2 jobs (1 array)`."""
+    cell, job, array = (
+        f"{count} {name}{'s' * (count != 1)}"
+        for count, name in ((cells, "cell"), (jobs, "job"), (arrays, "array"))
+    )
+    return f"{cell} in {job} ({array})"
 
 
 def knowledge(places: Places) -> Callable[[Cell], Known | None]:
@@ -99,8 +116,10 @@ def knowledge(places: Places) -> Callable[[Cell], Known | None]:
 
 def mean_seconds(places: Places) -> Callable[[Cell], float | None]:
     """What a cell takes on one worker by stored runs; None where nothing is known."""
-    known = knowledge(places)
+    return _means(knowledge(places))
 
+
+def _means(known: Callable[[Cell], Known | None]) -> Callable[[Cell], float | None]:
     def seconds(cell: Cell) -> float | None:
         one = known(cell)
         return None if one is None else one.mean
@@ -114,39 +133,67 @@ def price(
     profile: SlurmProfile,
     site: Site,
 ) -> Price:
-    """The price of cells under a settled profile.
+    """The price of cells under a profile.
 
     The interval is that of a sum of new runs: each group of cells that the same runs stand for has the
     variance n s^2 + n^2 s^2 / k, from k stored runs.
+
+    Raises:
+        InputError: the cluster cannot give what the profile asks for.
     """
-    workers = max(1, profile.gpu_count or profile.cpus)
     found = [(cell, known(cell)) for cell in cells]
     sure = [(cell, one) for cell, one in found if one is not None]
-    jobs = packs(
-        cells, lambda cell: None if (k := known(cell)) is None else k.mean, profile, workers
-    )
-    groups: dict[tuple[str, str, str], list[Known]] = defaultdict(list)
-    total = 0.0
-    for cell, one in sure:
-        groups[cell.method, cell.data, cell.task.name].append(one)
-        total += one.mean if alone(cell) else one.mean / workers
-    spread = 0.0
-    for group in groups.values():
-        n, one = len(group), group[0]
-        spread += (n * one.variance + n**2 * one.variance / one.runs) / workers**2
-    half = Z * math.sqrt(spread)
-    most = max(1, site.largest_array - 1)
-    shared = sum(not alone(job[0]) for job in jobs)
-    arrays = -(-shared // most) + -(-(len(jobs) - shared) // most)
-    labels = {cell.method: find(cell.method).label for cell in cells}
+    node, gpu = _Sum(), _Sum()
+    jobs, arrays, needs = 0, 0, []
+    for asked, some in by_needs(cells, profile, site):
+        made = packs(some, _means(known), asked, workers_of(asked))
+        count = _arrays(made, site)
+        jobs, arrays = jobs + len(made), arrays + count
+        labels = ", ".join(dict.fromkeys(find(cell.method).label for cell in some))
+        needs.append(f"{resources(asked)}: {_counts(len(some), len(made), count)}: {labels}")
+        methods = {cell.method for cell in some}
+        part = [(cell, one) for cell, one in sure if cell.method in methods]
+        node.add(part, workers_of(asked), 1)
+        gpu.add(part, workers_of(asked), asked.gpu_count)
+    named = {cell.method: find(cell.method).label for cell in cells}
     return Price(
         cells=len(cells),
-        jobs=len(jobs),
+        jobs=jobs,
         arrays=arrays,
-        hours=total / 3600,
-        low=max(0.0, total - half) / 3600,
-        high=(total + half) / 3600,
-        gpus=profile.gpu_count,
-        unknown=tuple(dict.fromkeys(labels[c.method] for c, one in found if one is None)),
-        guessed=tuple(dict.fromkeys(labels[c.method] for c, one in sure if not one.exact)),
+        hours=node.hours(),
+        gpu_hours=gpu.hours(),
+        needs=tuple(needs),
+        unknown=tuple(dict.fromkeys(named[c.method] for c, one in found if one is None)),
+        guessed=tuple(dict.fromkeys(named[c.method] for c, one in sure if not one.exact)),
     )
+
+
+def _arrays(jobs: Sequence[Sequence[Cell]], site: Site) -> int:
+    """Arrays of some jobs: those of cells that run alone have their own."""
+    most = max(1, site.largest_array - 1)
+    shared = sum(not alone(job[0]) for job in jobs)
+    return -(-shared // most) + -(-(len(jobs) - shared) // most)
+
+
+class _Sum:
+    """Seconds of jobs, and their variance, weighted by what a job holds."""
+
+    def __init__(self) -> None:
+        self.seconds = self.variance = 0.0
+
+    def add(self, cells: Sequence[tuple[Cell, Known]], workers: int, weight: int) -> None:
+        """Cells that run on `workers` workers a job, where a job's second counts `weight`."""
+        groups: dict[tuple[str, str, str], list[Known]] = defaultdict(list)
+        for cell, one in cells:
+            groups[cell.method, cell.data, cell.task.name].append(one)
+            self.seconds += weight * (one.mean if alone(cell) else one.mean / workers)
+        for group in groups.values():
+            n, one = len(group), group[0]
+            spread = n * one.variance + n**2 * one.variance / one.runs
+            self.variance += (weight / workers) ** 2 * spread
+
+    def hours(self) -> Hours:
+        """With the interval."""
+        half = Z * math.sqrt(self.variance)
+        low, high = max(0.0, self.seconds - half), self.seconds + half
+        return Hours(self.seconds / 3600, low / 3600, high / 3600)

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from harness.errors import InputError, unknown
+from harness.zoo import METHODS, REFERENCES, Method, find
 
 PROFILES = Path(__file__).resolve().parents[2] / "slurm"
 SECONDS_TO_ANSWER = 30.0
@@ -31,6 +32,8 @@ ALIVE = frozenset({
 """States of a job that may still write a record."""
 UNKNOWN = "UNKNOWN"
 """A job that the scheduler has forgotten, or never had."""
+UNTRAINED = "references"
+"""Under `methods`: the reference rows that are not trained, and so need no GPU."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,14 @@ class SlurmProfile:
     """Python on the nodes; empty: this one."""
     sbatch: Mapping[str, str] = field(default_factory=dict)
     """Further options of sbatch by their long names: {reservation: review}."""
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What some methods need instead: {m3bsr: {memory: 64G}, references: {gpus: 0}}."""
+
+    def of(self, method: Method) -> SlurmProfile:
+        """What a job of this method asks for; its own entry counts more than `references`."""
+        own = {} if method.trained else dict(self.methods.get(UNTRAINED, {}))
+        own |= self.methods.get(method.key, {})
+        return replace(self, methods={}, **_without_other_gpus(own))
 
     @property
     def gpu_count(self) -> int:
@@ -96,40 +107,108 @@ def read_profile(name: str, words: Sequence[str], folder: Path = PROFILES) -> Sl
             raise InputError(f"'{path}' is not YAML: {str(error).splitlines()[0]}") from error
         if not isinstance(content, dict):
             raise InputError(f"'{path}' has no keys; an example: partition: gpu")
+        if isinstance(methods := content.get("methods"), dict):
+            content["methods"] = {_method_key(str(name)): own for name, own in methods.items()}
     for word in words:
         key, equals, value = word.removeprefix("slurm.").partition("=")
         if not equals:
             raise InputError(f"'{word}' is not slurm.key=value; an example: slurm.partition=gpu")
-        content[key] = yaml.safe_load(value)
+        _put(content, key, yaml.safe_load(value))
     return _checked(content)
 
 
+def _put(content: dict[str, Any], key: str, value: Any) -> None:
+    """Set `key`, `sbatch.OPTION`, or `methods.NAME.KEY`, beside what the file says of the others."""
+    first, *inner = key.split(".")
+    if not inner:
+        content[key] = value
+        return
+    if (first, len(inner)) not in {("sbatch", 1), ("methods", 2)}:
+        raise InputError(f"slurm.{key}={value}: a dot is for slurm.methods.NAME.KEY=VALUE (such as "
+                         "slurm.methods.m3bsr.memory=64G) and slurm.sbatch.OPTION=VALUE")  # fmt: skip
+    if first == "methods":
+        inner[0] = _method_key(inner[0])
+    place = content
+    for name in (first, *inner[:-1]):
+        below = place.get(name) or {}
+        if not isinstance(below, dict):
+            raise InputError(f"slurm.{key}={value}: '{name}' is {below} in the file, not a mapping")
+        place[name] = dict(below)
+        place = place[name]
+    place[inner[-1]] = value
+
+
 def _checked(content: Mapping[str, Any]) -> SlurmProfile:
+    made = _typed(content, "slurm.")
+    methods: dict[str, Mapping[str, Any]] = {}
+    for name, own in made.pop("methods", {}).items():
+        key = _method_key(str(name))
+        if not isinstance(own, Mapping):
+            raise InputError(
+                f"slurm.methods.{name}={own}: a mapping is needed, such as {{memory: 64G}}"
+            )
+        if "methods" in own:
+            raise InputError(
+                f"slurm.methods.{name} has methods of its own; one level is all there is"
+            )
+        methods[key] = _typed(own, f"slurm.methods.{name}.")
+    profile = SlurmProfile(**made, methods=methods)
+    _check_values(profile, "slurm.")
+    for key, own in methods.items():
+        _check_values(
+            replace(profile, methods={}, **_without_other_gpus(own)), f"slurm.methods.{key}."
+        )
+    return profile
+
+
+def _method_key(name: str) -> str:
+    """A method's key, or `references`. Raises InputError that names the nearest."""
+    keys = [method.key for method in METHODS + REFERENCES]
+    labels = {method.label.lower() for method in METHODS + REFERENCES}
+    wanted = name.strip().lower()
+    if wanted == UNTRAINED:
+        return wanted
+    if wanted not in labels | set(keys):
+        raise unknown("method", name, [*keys, UNTRAINED])
+    return find(wanted).key
+
+
+def _without_other_gpus(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Whichever of `gpus` and `gres` a method says replaces both of the profile's."""
+    neither = {"gpus": 0, "gres": ""} if {"gpus", "gres"} & set(own) else {}
+    return neither | dict(own)
+
+
+def _typed(content: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Values of the types of SlurmProfile's fields. Raises InputError."""
     known = {entry.name: entry for entry in fields(SlurmProfile)}
+    usual = SlurmProfile()
     made: dict[str, Any] = {}
     for key, value in content.items():
         if key not in known:
             raise unknown("setting of a SLURM profile", str(key), known)
-        made[key] = _fitting(key, value, getattr(SlurmProfile(), key))
-    profile = SlurmProfile(**made)
+        made[key] = _fitting(f"{prefix}{key}", value, getattr(usual, key), nested=key == "methods")
+    return made
+
+
+def _check_values(profile: SlurmProfile, prefix: str) -> None:
     if profile.gpus and profile.gres:
         raise InputError(f"gpus: {profile.gpus} and gres: {profile.gres} exclude each other in a "
                          "SLURM profile; keep the one that your site uses")  # fmt: skip
     for key in ("gpus", "cpus", "minutes"):
         if getattr(profile, key) < 0:
-            raise InputError(f"slurm.{key}={getattr(profile, key)}: at least 0 is needed")
+            raise InputError(f"{prefix}{key}={getattr(profile, key)}: at least 0 is needed")
     for key in ("parallel", "pack_minutes", "signal_seconds"):
         if getattr(profile, key) < 1:
-            raise InputError(f"slurm.{key}={getattr(profile, key)}: at least 1 is needed")
+            raise InputError(f"{prefix}{key}={getattr(profile, key)}: at least 1 is needed")
     if profile.memory and not re.fullmatch(r"\d+[KMGT]?B?", profile.memory, re.IGNORECASE):
         raise InputError(
-            f"slurm.memory={profile.memory}: a number with M or G is needed, such as 16G"
+            f"{prefix}memory={profile.memory}: a number with M or G is needed, such as 16G"
         )
-    return profile
 
 
-def _fitting(key: str, value: Any, usual: Any) -> Any:
-    """A value of the field's type. Raises InputError."""
+def _fitting(name: str, value: Any, usual: Any, *, nested: bool = False) -> Any:
+    """A value of the field's type; of a `nested` mapping the values are left. Raises InputError."""
     if isinstance(usual, tuple):
         return tuple(map(str, value if isinstance(value, list) else [value]))
     if isinstance(usual, str):
@@ -140,11 +219,12 @@ def _fitting(key: str, value: Any, usual: Any) -> Any:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
         fits &= not (isinstance(usual, int) and isinstance(value, float))
     else:
+        value = {} if value is None else value
         fits = isinstance(value, Mapping)
-        value = {str(k): str(v) for k, v in value.items()} if fits else value
+        value = {str(k): v if nested else str(v) for k, v in value.items()} if fits else value
     if not fits:
         wanted = "a mapping" if isinstance(usual, Mapping) else type(usual).__name__
-        raise InputError(f"slurm.{key}={value}: {wanted} is needed")
+        raise InputError(f"{name}={value}: {wanted} is needed")
     return float(value) if isinstance(usual, float) else value
 
 
@@ -166,6 +246,10 @@ class Partition:
     gres: str
     nodes: int
     up: bool
+    most_cpus: int = 0
+    """Of its largest node; 0: all are alike."""
+    most_memory: int = 0
+    """MiB of its largest node; 0: all are alike."""
 
 
 @dataclass(frozen=True)
@@ -237,6 +321,8 @@ def read_site() -> Site:
             gres="; ".join(dict.fromkeys(row[3] for row in nodes if row[3] != "(null)")),
             nodes=len(nodes),
             up=nodes[0][4] == "up",
+            most_cpus=max(int(row[1].rstrip("+")) for row in nodes),
+            most_memory=max(int(row[2].rstrip("+")) for row in nodes),
         )
         for name, nodes in rows.items()
     }
@@ -277,16 +363,17 @@ def settle(profile: SlurmProfile, site: Site) -> SlurmProfile:
         raise InputError(f"partition '{partition.name}' is down; choose from: "
                          f"{', '.join(p.name for p in site.partitions.values() if p.up)}")  # fmt: skip
     cpus = profile.cpus or min(4, partition.cpus)
-    share = partition.memory * cpus // max(1, partition.cpus)
+    share = min(partition.memory * cpus // max(1, partition.cpus), most_memory_of(partition))
     memory = profile.memory or f"{min(3072 * cpus, max(share, 1))}M"
     limit = partition.most_minutes
     wanted = profile.minutes or min(240, limit or 240)
-    if cpus > partition.cpus:
+    most_cpus, most_memory = partition.most_cpus or partition.cpus, most_memory_of(partition)
+    if cpus > most_cpus:
         raise InputError(f"slurm.cpus={cpus}: a node of partition '{partition.name}' has "
-                         f"{partition.cpus}")  # fmt: skip
-    if megabytes(memory) > partition.memory:
+                         f"{most_cpus}")  # fmt: skip
+    if megabytes(memory) > most_memory:
         raise InputError(f"slurm.memory={memory}: a node of partition '{partition.name}' has "
-                         f"{partition.memory}M")  # fmt: skip
+                         f"{most_memory}M")  # fmt: skip
     if limit is not None and wanted > limit:
         raise InputError(f"slurm.minutes={wanted}: partition '{partition.name}' allows {limit}")
     if (profile.gpus or profile.gres) and "gpu" not in partition.gres:
@@ -297,6 +384,43 @@ def settle(profile: SlurmProfile, site: Site) -> SlurmProfile:
         profile, partition=partition.name, cpus=cpus, memory=memory, minutes=wanted,
         requeue=profile.requeue and site.requeues,
     )  # fmt: skip
+
+
+def most_memory_of(partition: Partition) -> int:
+    """MiB of a partition's largest node."""
+    return partition.most_memory or partition.memory
+
+
+def settled_for(
+    methods: Iterable[Method], profile: SlurmProfile, site: Site
+) -> list[tuple[SlurmProfile, list[Method]]]:
+    """The distinct settled profiles of some methods, with the methods that share each.
+
+    Raises InputError as `settle`, with the method's name where its own settings are at fault.
+    """
+    made: list[tuple[SlurmProfile, list[Method]]] = []
+    for method in methods:
+        own = profile.of(method)
+        try:
+            settled = settle(own, site)
+        except InputError as error:
+            if own == replace(profile, methods={}):
+                raise
+            raise InputError(f"{method.label}: {error}") from error
+        for known, sharing in made:
+            if known == settled:
+                sharing.append(method)
+                break
+        else:
+            made.append((settled, [method]))
+    return made
+
+
+def resources(profile: SlurmProfile) -> str:
+    """What a job of a settled profile gets, for a person."""
+    gpu = profile.gres or profile.gpus or "no"
+    return (f"partition '{profile.partition}', {profile.cpus} cores, {profile.memory}, {gpu} GPU, "
+            f"{profile.minutes} min")  # fmt: skip
 
 
 def megabytes(memory: str) -> int:
@@ -362,9 +486,22 @@ def _accounted(arrays: Sequence[str]) -> dict[str, State]:
     found = {}
     for line in answer.splitlines():
         job, name, node = [*line.strip().split("|"), "", ""][:3]
-        if name:
-            found[job] = State(name.split()[0], node)  # "CANCELLED by 1000"
+        node = "" if node == "None assigned" else node
+        for task in _tasks(job) if name else ():
+            found[task] = State(name.split()[0], node)  # "CANCELLED by 1000"
     return found
+
+
+def _tasks(job: str) -> Iterator[str]:
+    """`9_[1,3-5%2]`, tasks of an array that have not begun, as 9_1, 9_3, 9_4, 9_5."""
+    array, bracket, rest = job.partition("_[")
+    if not bracket:
+        yield job
+        return
+    for part in rest.rstrip("]").partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        for index in range(int(first), int(last or first) + 1):
+            yield f"{array}_{index}"
 
 
 def named(job_name: str) -> str | None:

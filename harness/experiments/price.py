@@ -10,7 +10,7 @@ from tabulate import tabulate
 from harness.config import Cell, cell_key
 from harness.execution.plan import Plan, plan
 from harness.execution.price import Known, Price, knowledge, price
-from harness.execution.slurm import Site, SlurmProfile, read_profile, read_site, settle
+from harness.execution.slurm import Site, SlurmProfile, read_profile, read_site
 from harness.experiments import artefact
 from harness.experiments.common import Request
 from harness.report.hypotheses import Compare, Hypothesis, Sheet, read
@@ -24,17 +24,14 @@ def lines(request: Request, planned: Plan) -> list[str]:
     """What a plan says of its price on the cluster. Raises InputError as the cluster does."""
     name, words = request.slurm or ("", ())
     site = read_site()
-    profile = settle(read_profile(name, words), site)
+    profile = read_profile(name, words)
     known = knowledge(request.places)
-    job = f"{profile.cpus} cores, {profile.memory}, {profile.gpu_count or 'no'} GPU a job"
-    said = [
-        f"on partition '{profile.partition}' ({job}, {profile.minutes} min):",
-        price(planned.missing, known, profile, site).say(),
-    ]
+    cost = price(planned.missing, known, profile, site)
+    said = [f"on {line}" for line in cost.needs] + [cost.say()]
     if request.target in {"claims", "all"}:
         rows = [
-            [one.id, one.short, cost.cells, cost.jobs, f"{cost.hours:.2f}",
-             f"{cost.low:.2f} to {cost.high:.2f}", ", ".join(cost.unknown)]
+            [one.id, one.short, cost.cells, cost.jobs, f"{cost.hours.mean:.2f}",
+             f"{cost.hours.low:.2f} to {cost.hours.high:.2f}", ", ".join(cost.unknown)]
             for one, cost in claims(request, known, profile, site)
         ]  # fmt: skip
         heads = ["claim", "", "cells", "jobs", "node-hours", "95 %", "not known"]

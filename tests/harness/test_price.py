@@ -13,6 +13,7 @@ from harness.execution.slurm import Partition, Site, SlurmProfile
 from harness.zoo import find
 
 SITE = Site({"a": Partition("a", True, 60, 8, 16_000, "", 2, True)}, 4, True, "22.05")
+GPUS = Site({"a": Partition("a", True, 60, 8, 16_000, "gpu:2", 2, True)}, 4, True, "22.05")
 PROFILE = SlurmProfile(partition="a", cpus=2, memory="4G", minutes=60, pack_minutes=30)
 
 
@@ -24,21 +25,35 @@ def cells(method: str = "sasrec", count: int = 6) -> list[Cell]:
 def test_hours_are_those_of_jobs_whose_workers_share_the_cells() -> None:
     cost = price(cells(), lambda _: Known(1200.0, 4, 0.0, exact=True), PROFILE, SITE)
     assert (cost.cells, cost.jobs, cost.arrays) == (6, 2, 1)
-    assert cost.hours == pytest.approx(6 * 1200 / 2 / 3600)
-    assert (cost.low, cost.high) == (cost.hours, cost.hours)
-    assert cost.gpus == 0
+    assert cost.hours.mean == pytest.approx(6 * 1200 / 2 / 3600)
+    assert (cost.hours.low, cost.hours.high) == (cost.hours.mean, cost.hours.mean)
+    assert cost.gpu_hours.mean == 0
     assert "6 cells in 2 jobs (1 array): 1.00 node-hours" in cost.say()
 
 
 def test_the_interval_widens_with_fewer_stored_runs_and_gpus_multiply() -> None:
     profile = replace(PROFILE, gres="gpu:a100:2")
-    many = price(cells(), lambda _: Known(1200.0, 400, 100.0**2, exact=True), profile, SITE)
-    few = price(cells(), lambda _: Known(1200.0, 2, 100.0**2, exact=True), profile, SITE)
+    many = price(cells(), lambda _: Known(1200.0, 400, 100.0**2, exact=True), profile, GPUS)
+    few = price(cells(), lambda _: Known(1200.0, 2, 100.0**2, exact=True), profile, GPUS)
     half = 1.96 * (6 * 100**2 + 36 * 100**2 / 2) ** 0.5 / 2 / 3600
-    assert few.high - few.hours == pytest.approx(half)
-    assert many.high - many.hours < few.high - few.hours
-    assert many.gpus == 2
+    assert few.hours.high - few.hours.mean == pytest.approx(half)
+    assert many.hours.high - many.hours.mean < few.hours.high - few.hours.mean
+    assert many.gpu_hours.high == pytest.approx(2 * many.hours.high)
     assert "2.00 GPU-hours" in many.say()
+
+
+def test_each_need_has_its_jobs_and_only_gpu_jobs_cost_gpu_hours() -> None:
+    profile = replace(PROFILE, gpus=1, methods={"references": {"gpus": 0}, "ebm": {"memory": "8G"}})
+    some = [*cells(), *cells("ebm"), *cells("markov", 1)]
+    cost = price(some, lambda _: Known(1800.0, 3, 0.0, exact=True), profile, GPUS)
+    assert cost.needs == (
+        "partition 'a', 2 cores, 4G, 1 GPU, 60 min: 6 cells in 6 jobs (2 arrays): SASRec",
+        "partition 'a', 2 cores, 8G, 1 GPU, 60 min: 6 cells in 6 jobs (2 arrays): EBM",
+        "partition 'a', 2 cores, 4G, no GPU, 60 min: 1 cell in 1 job (1 array): Markov",
+    )
+    assert (cost.jobs, cost.arrays) == (13, 5)
+    assert cost.gpu_hours.mean == pytest.approx(12 * 0.5)
+    assert cost.hours.mean == pytest.approx(12 * 0.5 + 0.25)  # Markov's job has two workers
 
 
 def test_what_is_not_known_is_named_and_not_in_the_hours() -> None:
@@ -46,7 +61,7 @@ def test_what_is_not_known_is_named_and_not_in_the_hours() -> None:
     cost = price([*cells(), *cells("ebm")], lambda cell: known.get(cell.method), PROFILE, SITE)
     assert cost.unknown == ("EBM",)
     assert cost.guessed == ("SASRec",)
-    assert cost.hours == pytest.approx(6 * 600 / 2 / 3600)
+    assert cost.hours.mean == pytest.approx(6 * 600 / 2 / 3600)
     assert "no run is stored: EBM" in cost.say()
     assert "by runs on other data: SASRec" in cost.say()
 
@@ -55,7 +70,7 @@ def test_timing_cells_have_jobs_of_their_own_and_arrays_are_split() -> None:
     timed = [replace(cell, task=Task.time) for cell in cells(count=4)]
     cost = price([*cells(), *timed], lambda _: Known(1800.0, 3, 0.0, exact=True), PROFILE, SITE)
     assert (cost.jobs, cost.arrays) == (3 + 4, 1 + 2)  # at most 3 tasks an array here
-    assert cost.hours == pytest.approx((6 * 1800 / 2 + 4 * 1800) / 3600)
+    assert cost.hours.mean == pytest.approx((6 * 1800 / 2 + 4 * 1800) / 3600)
 
 
 def test_nothing_missing_costs_nothing() -> None:

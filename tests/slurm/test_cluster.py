@@ -15,19 +15,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from harness.compose import Budget, compose_cell
 from harness.config import Cell, Task, cell_key
 from harness.doctor import main as doctor
 from harness.errors import InputError
+from harness.execution import slurm
 from harness.execution.cluster import Cluster
 from harness.execution.remote import cancel, lines
-from harness.execution.slurm import SlurmProfile, read_site, settle, states
+from harness.execution.slurm import SlurmProfile, ask, read_site, settle, states
 from harness.reproduce import main
 from harness.run import Places
 from harness.status import main as status
 from harness.store import Store
 from harness.zoo import find
+
+from .conftest import LOCAL
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -55,11 +59,13 @@ def cells(words: Sequence[str] = (), methods: str = "sasrec", seeds: int = 1) ->
     ]
 
 
-def submit(places: Places, some: Sequence[Cell], **profile: Any) -> tuple[Cluster, str]:
+def submit(
+    places: Places, some: Sequence[Cell], job: float = 1.0, **profile: Any
+) -> tuple[Cluster, str]:
     site = read_site()
     asked = settle(SlurmProfile(**{"cpus": 2, "signal_seconds": 30} | profile), site)
     cluster = Cluster(places)
-    made = cluster.submit(some, asked, site, "table2", "a command", lambda _: 1.0)
+    made = cluster.submit(some, asked, site, "table2", "a command", lambda _: job)
     return cluster, made[0].array
 
 
@@ -122,7 +128,8 @@ def test_waiting_prints_the_table_at_the_end(
     assert main(["table2", *words, "--methods", "sasrec", "slurm.cpus=2", "--wait"]) == 0
     shown = capsys.readouterr()
     assert "What is missing" not in shown.out
-    assert "cells stored; " in shown.err
+    assert "cluster: 7 " in shown.err
+    assert "[7/7] " in shown.err
 
 
 def test_numbers_from_a_node_are_those_of_this_machine(
@@ -147,15 +154,28 @@ def test_a_failing_cell_harms_no_other_and_is_said(
     assert failure is not None
     assert "epoch" in failure.error
     assert status(["--results", str(places.results)]) == 0
-    assert "1 failed" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "1 failed" in shown
+    assert "failures by node: n1 1" in shown or "failures by node: n2 1" in shown
 
 
-def test_packs_are_filled_longest_first_under_the_arrays_limit(places: Places) -> None:
-    site = replace(read_site(), largest_array=3)
-    asked = settle(SlurmProfile(cpus=1, pack_minutes=1), site)
+def test_packs_are_filled_longest_first_under_the_arrays_limit(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LOCAL.LocalCluster(nodes=1, largest_array=3, folder=Path("/tmp")):
+        full_array(places, monkeypatch)
+
+
+def full_array(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = read_site()
+    asked = SlurmProfile(cpus=1, pack_minutes=1)
     some = cells(methods="markov", seeds=11)
     cluster = Cluster(places)
     made = cluster.submit(some, asked, site, "table2", "a command", lambda cell: 10.0 + cell.seed)
+    asked_of: list[str] = []
+    monkeypatch.setattr(slurm, "ask", lambda *words: asked_of.append(words[0]) or ask(*words))
+    assert len(cluster.look().cells) == 11
+    assert asked_of == ["squeue"]  # once, however many arrays are out
     assert [len(one.packs) for one in made] == [2, 2]
     assert sorted(key for one in made for keys in one.packs for key in keys) == sorted(
         map(cell_key, some)
@@ -218,11 +238,43 @@ def test_a_timing_cell_asks_for_a_node_of_its_own(places: Places) -> None:
     cancel("table4", places)
 
 
-def test_gpus_are_handed_out_and_honoured(places: Places) -> None:
-    cluster, array = submit(places, cells(methods="markov", seeds=2), gpus=1, pack_minutes=1)
+@pytest.mark.parametrize("asked", [{"gpus": 2}, {"gres": "gpu:2"}])
+def test_gpus_are_handed_out_though_the_login_node_has_none(
+    places: Places, tmp_path: Path, asked: dict[str, Any]
+) -> None:
+    assert torch.cuda.device_count() == 0  # nor do the nodes: their GPUs are made up
+    seen = tmp_path / "seen"
+    cluster, _ = submit(
+        places, cells(methods="markov"), **asked, setup=(f"echo $CUDA_VISIBLE_DEVICES > {seen}",)
+    )
+    wait_until(lambda: ended(cluster), "the job")
+    assert seen.read_text() == "0,1\n"
+    assert len(list((places.results / "cells").iterdir())) == 1
+
+
+def test_each_need_has_an_array_of_its_own(
+    words: list[str], places: Places, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choice = ["--methods", "gru4rec,ebm", "slurm.gpus=1", "slurm.cpus=2", "slurm.memory=3G",
+              "slurm.methods.references.gpus=0", "slurm.methods.references.partition=high",
+              "slurm.methods.ebm.memory=5G"]  # fmt: skip
+    assert main(["table2", *words, *choice, "--plan"]) == 0
+    shown = capsys.readouterr().out
+    gpu, more, none = [line for line in shown.splitlines() if line.startswith("on partition ")]
+    assert gpu.startswith("on partition 'debug', 2 cores, 3G, 1 GPU, 60 min: 2 cells in 1 job ")
+    assert more.endswith(", 5G, 1 GPU, 60 min: 1 cell in 1 job (1 array): EBM")
+    assert none.startswith("on partition 'high', 2 cores, 3G, no GPU, 60 min: 5 cells in ")
+    assert not (places.results / "slurm").exists()
+    assert main(["table2", *words, *choice]) == 0
+    assert "on partitions 'debug', 'high'" in capsys.readouterr().err
+    cluster = Cluster(places)
     wait_until(lambda: ended(cluster), "the jobs")
-    script = next(cluster.logs.glob(f"{array}*submission.sh")).read_text()
-    assert "--gpus-per-node=1" in script
+    made = cluster.submissions()
+    scripts = [next(cluster.logs.glob(f"{one.array}*submission.sh")).read_text() for one in made]
+    assert ["--gpus-per-node=1" in script for script in scripts] == [True, True, False]
+    assert ["--partition=high" in script for script in scripts] == [False, False, True]
+    assert ["--mem=5G" in script for script in scripts] == [False, True, False]
+    assert len(list((places.results / "cells").iterdir())) == 8
 
 
 def test_a_preempted_job_goes_on_where_it_was(places: Places, data: Path, tmp_path: Path) -> None:
@@ -336,14 +388,79 @@ def test_a_job_over_its_memory_is_tried_once_with_more_then_fails(places: Places
     wait_until(lambda: ended(cluster), "the memory kill")
     site = read_site()
     asked = settle(SlurmProfile(cpus=2, memory="60M", more_memory=1.5), site)
-    assert cluster.give_up(asked, [cell]) == {}
+    assert cluster.give_up([cell], asked, site) == {}
     (again,) = cluster.submit([cell], asked, site, "table2", "a command", lambda _: 1.0)
     assert again.memory == "90M"
     wait_until(lambda: ended(cluster), "the second memory kill")
-    failed = cluster.give_up(asked, [cell])
+    failed = cluster.give_up([cell], asked, site)
     assert failed[key] == "out of memory with 90M; set slurm.memory to more"
     failure = cluster.board.failure(key)
     assert failure is not None
+    assert failure.host in {"n1", "n2"}
+    assert cluster.give_up([cell], replace(asked, memory="100M"), site) == {}  # it may try again
+
+
+def test_waiting_tries_a_cell_with_more_memory_by_itself(
+    words: list[str], places: Places, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """150M are too little for Python with torch, 1500M are enough."""
+    choice = ["--methods", "sasrec", "--wait", "slurm.cpus=2", "slurm.memory=150M",
+              "slurm.more_memory=10", "slurm.methods.references.memory=1500M",
+              "slurm.methods.sasrec_ce.memory=1500M"]  # fmt: skip
+    assert main(["table2", *words, *choice]) == 0
+    said = capsys.readouterr().err
+    assert "1 cells ran out of memory; submitted with more as 1 job (array " in said
+    assert [one.memory for one in Cluster(places).submissions()][-1] == "1500M"
+
+
+def test_a_sick_node_stands_out_and_can_be_left_out(
+    places: Places, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = cells(methods="markov", seeds=4)
+    sick = '[ "$SLURMD_NODENAME" != n1 ] || exit 9'
+    cluster, _ = submit(places, some, cpus=8, memory="3G", setup=(sick,), pack_minutes=1, job=60.0)
+    wait_until(lambda: ended(cluster), "the jobs")
+    assert status(["--results", str(places.results)]) == 0
+    assert "jobs ended (FAILED on n1) without Markov tiny seed" in capsys.readouterr().out
+    left = [cell for cell in some if cell_key(cell) in cluster.look().cells]
+    submit(places, left, setup=(sick,), sbatch={"exclude": "n1"})
+    wait_until(lambda: ended(cluster), "the jobs on the other node")
+    assert len(list((places.results / "cells").iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [("slurm.partition=debgu", "no partition 'debgu'; did you mean 'debug'?"),
+     ("slurm.minutes=61", "slurm.minutes=61: partition 'debug' allows 60"),
+     ("slurm.methods.sasrec.minutes=61", "SASRec: slurm.minutes=61: partition 'debug' allows 60"),
+     ("slurm.gpus=9", "sbatch refused: "),
+     ("slurm.sbatch.nodelist=n9", "sbatch refused: ")],
+)  # fmt: skip
+def test_what_the_cluster_refuses_is_one_line_and_nothing_is_queued(
+    words: list[str], places: Places, capsys: pytest.CaptureFixture[str], word: str, says: str
+) -> None:
+
+    def queued() -> set[str]:
+        return set(ask("squeue", "-h", "-o", "%A").split())
+
+    before = queued()  # a job of the test before may be about to end
+    assert main(["table2", *words, "--methods", "sasrec", word]) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+    assert Cluster(places).submissions() == []
+    assert queued() <= before
+
+
+def test_account_and_comment_reach_the_scheduler(places: Places) -> None:
+    cluster, array = submit(
+        places, cells(ENDLESS), account="recsys", sbatch={"comment": "reproduction"}
+    )
+    said = ask("scontrol", "show", "job", array)
+    assert "Account=recsys" in said
+    assert "Comment=reproduction" in said
+    cancel("table2", places)
+    wait_until(lambda: ended(cluster), "the end")
 
 
 def test_a_refusal_is_said_in_sbatchs_words_and_leaves_nothing(places: Places) -> None:
@@ -383,6 +500,32 @@ def test_a_lost_node_loses_at_most_an_epoch(
     )
 
 
+def test_a_job_that_the_controller_lost_sight_of_is_not_run_beside(
+    places: Places, cluster: Any
+) -> None:
+    """slurmd dies and its job goes on: SLURM starts it again elsewhere, where it waits for the first."""
+    (cell,) = cells(ENDLESS)
+    key = cell_key(cell)
+    ours, array = submit(places, [cell])
+    wait_until(lambda: epoch_of(places, key) >= 2, "epochs")
+    first = states([array])[array].node
+    cluster.kill_node(first, jobs=False)
+    try:
+        wait_until(lambda: states([array])[array].node not in {"", first}, "the second start")
+        log = ours.logs / f"{array}_0_log.out"
+        wait_until(lambda: log.read_text().count("Starting with") == 2, "its Python")
+        reached = epoch_of(places, key)
+        wait_until(lambda: epoch_of(places, key) > reached + 50, "epochs of the first start")
+        (live,) = ours.board.lives()
+        assert live.host == first
+    finally:
+        cluster.start_node(first)  # which ends what it finds running
+    wait_until(lambda: ours.board.lives()[0].host != first, "the second start's turn")
+    assert wait_until(lambda: epoch_of(places, key), "an epoch") > reached
+    cancel("table2", places)
+    wait_until(lambda: ended(ours), "the end")
+
+
 def test_the_doctor_checks_a_profile_against_the_live_cluster(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -390,7 +533,12 @@ def test_the_doctor_checks_a_profile_against_the_live_cluster(
     assert doctor([*words, "slurm.gpus=2"]) == 0
     shown = capsys.readouterr().out
     assert "ok    partition debug (default): 2 nodes, 8 cores, 16000 MiB, gpu:2, 60 min" in shown
-    assert "ok    profile (defaults): partition debug, 4 cores, 8000M, 2 GPU, 60 min" in shown
+    assert "ok    profile (defaults): partition 'debug', 4 cores, 8000M, 2 GPU, 60 min" in shown
+    assert doctor([*words, "slurm.methods.m3bsr.gpus=9", "slurm.methods.references.cpus=1"]) == 1
+    shown = capsys.readouterr().out
+    assert "ok    profile (defaults): partition 'debug', 4 cores, 8000M, no GPU" in shown
+    assert "ok    profile (defaults) for Random, MostPopular, LastClick, Markov, ItemKNN: " in shown
+    assert "bad   profile (defaults) for M3BSR: sbatch would refuse: " in shown
     assert doctor([*words, "slurm.gpus=9"]) == 1
     assert "sbatch would refuse: " in capsys.readouterr().out
     assert doctor([*words, "slurm.partition=short", "slurm.minutes=2"]) == 1

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from submitit.slurm.slurm import _make_sbatch_string
 
 from harness.errors import InputError
+from harness.execution.cluster import Submission, _parameters
 from harness.execution.slurm import (
     PROFILES,
     Partition,
     Site,
     SlurmProfile,
+    State,
     megabytes,
     minutes,
     read_profile,
     settle,
+    settled_for,
+    states,
 )
+from harness.zoo import METHODS, REFERENCES, find
 
 DEBUG = Partition("debug", True, 60, 8, 16_000, "", 2, True)
 GPU = Partition("gpu", False, None, 32, 256_000, "gpu:a100:4", 4, True)
@@ -80,6 +87,16 @@ def test_a_cluster_without_default_partition_asks_for_one() -> None:
         (["slurm.memory=lots"], "slurm.memory=lots: a number with M or G is needed"),
         (["slurm.gpus=1", "slurm.gres=gpu:1"], "exclude each other"),
         (["slurm.requeue=perhaps"], "slurm.requeue=perhaps: bool is needed"),
+        (["slurm.methods.m3bsrr.gpus=1"], "no method 'm3bsrr'; did you mean 'm3bsr'?"),
+        (["slurm.methods.reference.gpus=1"], "did you mean 'references'?"),
+        (["slurm.methods.m3bsr.gpu=1"], "did you mean 'gpus'?"),
+        (["slurm.methods.m3bsr.gpus=two"], "slurm.methods.m3bsr.gpus=two: int is needed"),
+        (["slurm.methods.m3bsr.cpus=-1"], "slurm.methods.m3bsr.cpus=-1: at least 0 is needed"),
+        (["slurm.methods.m3bsr=64G"], "a dot is for slurm.methods.NAME.KEY=VALUE"),
+        (["slurm.methods={m3bsr: 64G}"], "slurm.methods.m3bsr=64G: a mapping is needed"),
+        (["slurm.methods=m3bsr"], "slurm.methods=m3bsr: a mapping is needed"),
+        (["slurm.methods={m3bsr: {methods: {}}}"], "one level is all there is"),
+        (["slurm.partition.gpu=1"], "a dot is for slurm.methods.NAME.KEY=VALUE"),
         (["slurm.cpus"], "'slurm.cpus' is not slurm.key=value"),
     ],
 )
@@ -96,6 +113,132 @@ def test_a_profile_is_a_file_with_words_on_top(tmp_path: Path) -> None:
     assert (profile.partition, profile.gpus, profile.setup) == ("b", 1, ("module load x",))
     with pytest.raises(InputError, match="no SLURM profile 'our'; did you mean 'ours'"):
         read_profile("our", [], tmp_path)
+
+
+def test_a_method_that_needs_something_else_says_so_in_the_profile(tmp_path: Path) -> None:
+    (tmp_path / "ours.yaml").write_text(
+        "gres: gpu:a100:1\nmemory: 16G\nmethods:\n"
+        "  M3BSR: {memory: 64G}\n  references: {gpus: 0, partition: cpu}\n  markov: {minutes: 5}\n"
+    )
+    words = ["slurm.methods.m3bsr.gpus=2", "slurm.methods.sasrec.cpus=8", "slurm.sbatch.exclude=n1"]
+    profile = read_profile("ours", words, tmp_path)
+
+    def asked(name: str) -> tuple[object, ...]:
+        own = profile.of(find(name))
+        return own.partition, own.gpus, own.gres, own.memory, own.cpus, own.minutes
+
+    assert asked("m3bsr") == (
+        "",
+        2,
+        "",
+        "64G",
+        0,
+        0,
+    )  # gpus of its own stand for the profile's gres
+    assert asked("sasrec") == ("", 0, "gpu:a100:1", "16G", 8, 0)
+    assert asked("sasrec_ce") == (
+        "",
+        0,
+        "gpu:a100:1",
+        "16G",
+        0,
+        0,
+    )  # a reference row that is trained
+    assert asked("random") == ("cpu", 0, "", "16G", 0, 0)
+    assert asked("markov") == ("cpu", 0, "", "16G", 0, 5)
+    assert profile.sbatch == {"exclude": "n1"}
+
+
+def test_methods_of_equal_needs_share_a_profile_and_each_is_settled_by_itself() -> None:
+    other = Partition("cpu", False, 30, 4, 8000, "", 9, True)
+    site = replace(SITE, partitions={**SITE.partitions, "cpu": other})
+    words = ["slurm.partition=gpu", "slurm.gpus=1", "slurm.methods.references.gpus=0",
+             "slurm.methods.references.partition=cpu", "slurm.methods.ebm.cpus=4"]  # fmt: skip
+    made = settled_for(METHODS + REFERENCES, read_profile("", words), site)
+    (usual, most), (less, untrained) = made  # 4 cores are what EBM gets anyhow
+    assert {method.key for method in untrained} == {
+        "random", "mostpopular", "lastclick", "markov", "itemknn",
+    }  # fmt: skip
+    assert len(most) + len(untrained) == len(METHODS) + len(REFERENCES)
+    assert (usual.partition, usual.gpus, usual.minutes) == ("gpu", 1, 240)
+    assert (less.partition, less.gpus, less.memory, less.minutes) == ("cpu", 0, "8000M", 30)
+    with pytest.raises(InputError, match=r"^EBM: slurm\.minutes=99: partition 'debug' allows 60"):
+        settled_for(METHODS, read_profile("", ["slurm.methods.ebm.minutes=99"]), SITE)
+
+
+def test_a_partition_of_unequal_nodes_gives_what_its_largest_has() -> None:
+    mixed = replace(DEBUG, most_cpus=64, most_memory=500_000)
+    site = replace(SITE, partitions={"debug": mixed})
+    assert settle(SlurmProfile(), site).memory == "8000M"  # what is not said fits on every node
+    assert settle(SlurmProfile(cpus=64, memory="400G"), site).cpus == 64
+    with pytest.raises(InputError, match=r"slurm\.cpus=65: .* has 64"):
+        settle(SlurmProfile(cpus=65), site)
+
+
+def test_the_example_site_becomes_these_words_of_sbatch() -> None:
+    gpu = replace(GPU, memory=512_000)
+    site = Site({"gpu": gpu, "cpu": replace(DEBUG, name="cpu", most_minutes=720, memory=256_000)},
+                1001, True, "")  # fmt: skip
+    example = read_profile("example-site", [])
+    assert words_of(settle(example.of(find("sasrec")), site)) == {
+        "job-name": "m3bsr-1", "partition": "gpu", "account": "recsys", "qos": "normal",
+        "constraint": "a100", "gres": "gpu:a100:1", "nodes": "1", "ntasks-per-node": "1",
+        "cpus-per-task": "8", "mem": "64G", "time": "720", "array": "0-2%3", "requeue": "",
+        "signal": "USR2@180", "comment": "reproduction", "open-mode": "append",
+    }  # fmt: skip
+    assert (
+        words_of(settle(example.of(find("m3bsr")), replace(site, requeues=False)))["mem"] == "96G"
+    )
+    small = words_of(settle(example.of(find("markov")), site))
+    assert (small["partition"], small["account"]) == ("cpu", "recsys")
+    assert not {"gres", "gpus-per-node", "constraint"} & set(small)
+
+
+def words_of(settled: SlurmProfile) -> dict[str, str]:
+    """The #SBATCH lines that three such jobs get, but for the paths of their logs."""
+    one = Submission("1", "table2", "a command", [["a"], ["b"], ["c"]], {}, settled.memory)
+    script = _make_sbatch_string("run", Path("logs"), map_count=3, **_parameters(settled, one))
+    lines = [line.removeprefix("#SBATCH --") for line in script.splitlines() if "#SBATCH" in line]
+    found = {name: value for name, _, value in (line.partition("=") for line in lines)}
+    assert "module load python/3.11" in script
+    assert f"--cpus-per-task={settled.cpus} " in script.splitlines()[-1]  # of srun's line
+    assert {"output", "error"} <= set(found)
+    return {key: value for key, value in found.items() if key not in {"output", "error"}}
+
+
+SACCT = """\
+#!/bin/sh
+[ "$*" = "-n -X -P -o JobID,State,NodeList -j 7,8,9" ] || { echo "unknown: $*" >&2; exit 1; }
+cat <<end
+7_0|COMPLETED|n1
+7_1|CANCELLED by 1000|n2
+7_2|OUT_OF_MEMORY|n2
+8|NODE_FAIL|n1
+9_0|TIMEOUT|n1
+9_[1-3]|PENDING|None assigned
+end
+"""
+SQUEUE = """\
+#!/bin/sh
+echo "6_0|RUNNING|n1|N/A|None"
+"""
+
+
+def test_jobs_that_squeue_has_forgotten_are_asked_of_accounting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (("sacct", SACCT), ("squeue", SQUEUE)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    found = {job: (state.name, state.node) for job, state in states(["9", "6", "7", "8"]).items()}
+    assert found == {
+        "6_0": ("RUNNING", "n1"), "7_0": ("COMPLETED", "n1"), "7_1": ("CANCELLED", "n2"),
+        "7_2": ("OUT_OF_MEMORY", "n2"), "8": ("NODE_FAIL", "n1"), "9_0": ("TIMEOUT", "n1"),
+        "9_1": ("PENDING", ""), "9_2": ("PENDING", ""), "9_3": ("PENDING", ""),
+    }  # fmt: skip
+    assert states(["6"]) == {"6_0": State("RUNNING", "n1", "None")}  # sacct is not asked
+    assert states(["11"]) == {}  # accounting is off, or does not answer
 
 
 def test_the_profiles_that_come_with_us_can_be_read() -> None:

@@ -23,8 +23,8 @@ def finished(job: str) -> str:
     return state.name
 
 
-def sbatch(folder: Path, *words: str) -> str:
-    command = ["sbatch", "--parsable", "-c", "2", "--mem=3000", f"--output={folder}/out",
+def sbatch(folder: Path, *words: str, cores: int = 2) -> str:
+    command = ["sbatch", "--parsable", "-c", str(cores), "--mem=3000", f"--output={folder}/out",
                f"--export=ALL,PYTHON={sys.executable}", str(ROOT / "slurm/reproduce.sbatch"), *words]  # fmt: skip
     return subprocess.run(
         command, check=True, capture_output=True, text=True, cwd=ROOT
