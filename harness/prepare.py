@@ -183,14 +183,21 @@ EPILOG = """examples:
   python -m harness.prepare deskdrop --raw downloads/deskdrop
   python -m harness.prepare rec_tmall --raw downloads/rec_tmall --survey
   python -m harness.prepare rec_tmall --raw downloads/rec_tmall --months 2014-09
+  python -m harness.prepare kuaishou --raw downloads/uimc --favor-rule finished_play --fields faces
   python -m harness.prepare table --name shop --interactions log.parquet --items items.csv \\
       --image clip_image.npy --text clip_text.npy --click view --favor like,save --ignore cart
 
 image and text vectors of items, from their pictures and titles: a command of its own
   python -m harness.prepare features --help
 
+favor rules (--favor-rule), the default first:
+  kuairand     like, like_or_follow, any_act, long_view
+  kuairec      watched_twice, watched_once
+  kuaishou     like, like_or_follow, finished_play
+  retailrocket cart, purchase, cart_or_purchase
+
 sources:
-""" + "\n".join(f"  {row.name:<10} {row.help}" for row in ROWS)
+""" + "\n".join(f"  {row.name:<12} {row.help}" for row in ROWS)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import struct
 import tempfile
 import zlib
@@ -297,6 +298,19 @@ class Table:
             return np.memmap(self.file, dtype="<f4", mode="r", shape=self.shape)
 
 
+def check_room(scratch: Path, found: int, items: int, width: int) -> None:
+    """InputError when the vectors would not fit on the disk: once here, and once in the prepared set."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    needed = 4 * width * (items + (found if items * width * 4 > IN_MEMORY else 0))
+    free = shutil.disk_usage(scratch).free
+    if needed > free:
+        raise InputError(
+            f"vectors of {items:,} items x {width:,} numbers need about {needed / 1e9:.1f} GB in "
+            f"'{scratch.parent}' (twice, while they are read), where {free / 1e9:.1f} GB are free; choose another "
+            "folder with --data-dir DIR"
+        )
+
+
 def fill_vectors(
     path: Path,
     members: Members,
@@ -322,7 +336,7 @@ def fill_vectors(
         damaged (bad checksum, no .npy array, another shape), not finite. Those rows stay zero.
 
     Raises:
-        InputError: the file cannot be read, or the table cannot be written.
+        InputError: the file cannot be read, or the disk has no room.
     """
     counts = {"read": 0, "damaged": 0, "not finite": 0}
     table: Table | None = None
@@ -344,6 +358,7 @@ def fill_vectors(
         try:
             if table is None:
                 width = array.size
+                check_room(scratch, len(members.number), len(wanted), width)
                 table = Table(len(wanted), width, scratch)
             table.put(place, vector)
         except OSError as error:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from harness.data import members
+from harness.data import kuairand, kuairec, kuaishou, members, retailrocket
 from harness.data.dataset import Dataset
 from harness.data.kuaishou import impossible_favors, interactions, parsed_faces
 from harness.data.word_ids import hashed, hasher
@@ -218,6 +218,16 @@ def test_the_survey_prints_each_rule_beside_the_papers_row_and_what_is_impossibl
     assert "finished_play" not in capsys.readouterr().out
     assert main([*command, "--favor-rule", "lik"]) == 2
     assert "no favor rule 'lik'; did you mean 'like'?" in capsys.readouterr().err
+
+
+def test_help_names_the_favor_rules_of_every_source(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    signals = {name: source.SIGNALS.rules for name, source in
+               (("kuaishou", kuaishou), ("kuairand", kuairand), ("kuairec", kuairec))}  # fmt: skip
+    for source, rules in {**signals, "retailrocket": retailrocket.RULES}.items():
+        assert f"{source} {', '.join(rules)} " in said
 
 
 def test_enough_likes_are_not_called_impossible() -> None:

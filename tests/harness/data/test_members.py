@@ -1,9 +1,11 @@
 """Archives of one .npy array an item: what `zipfile` writes is read without it."""
 
 import io
+import shutil
 import struct
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -180,6 +182,22 @@ def test_a_large_table_lies_in_a_file_without_a_name(
     check(path, scratch)
     table, _ = read(path, [30], scratch)
     assert isinstance(table, np.memmap)
+    assert not list(scratch.iterdir())
+
+
+def test_a_disk_without_room_gets_one_line_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = archive(tmp_path / "v.zip", [12, 7, 30])
+    scratch = tmp_path / "data" / ".staging"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4 * 6 * 4 - 1))
+    with pytest.raises(InputError, match=r"vectors of 4 items x 6 numbers need .* --data-dir DIR"):
+        check(path, scratch)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4 * 6 * 4))
+    check(path, scratch)
+    monkeypatch.setattr(members, "IN_MEMORY", 0)  # in a file: once there, once in the prepared set
+    with pytest.raises(InputError, match="twice"):
+        check(path, scratch)
     assert not list(scratch.iterdir())
 
 
