@@ -6,8 +6,8 @@ fetched again. What failed for good ("dead": no such page, no picture, too large
 unless the caller wants to; what may pass ("failed": no answer, an error of the server) is, next time.
 
 No host gets more than `rate` requests a second, redirects and second tries included; a host that asks to
-wait is left alone for as long as it says; one that does not answer again and again is given up for this
-run. Only http and https, and only public addresses, checked on the very address that is connected to.
+wait is left alone for as long as it says; one that fails again and again is given up for this run. Only
+http and https, and only public addresses, checked on the very address that is connected to.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP")
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers of a server that may be different the next time."""
 PIECE = 65536
+MORE_PATIENCE = 5
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class FetchOptions:
     at_once: int = 16
     """Requests under way, at most 4 of them to one host."""
     patience: int = 20
-    """A host that fails to answer so many times in a row is given up for this run."""
+    """A host that fails to answer so many times in a row is given up for this run; one that answers with
+    errors that may pass, after five times as many."""
     retry_dead: bool = False
     """Ask again for what failed for good."""
     proxy: str | None = None
@@ -262,6 +264,8 @@ class Host:
     gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
     silent: int = 0
     """Requests in a row without an answer."""
+    troubled: int = 0
+    """Requests in a row that failed in a way that may pass."""
     given_up: str = ""
     """Why it is left alone for the rest of this run."""
 
@@ -481,7 +485,7 @@ class _Fetcher:
             except PassingError as error:
                 self._judge(host, error)
                 raise
-            host.silent = 0
+            host.silent = host.troubled = 0
             if isinstance(found, bytes):
                 return found
             if found in seen:
@@ -493,8 +497,13 @@ class _Fetcher:
     def _judge(self, host: Host, trouble: PassingError) -> None:
         """Leave a host alone that asks for it or does not answer."""
         host.silent = host.silent + 1 if trouble.silent else 0
+        host.troubled += 1
+        if host.given_up:
+            return  # this request was under way when that was decided
         if host.silent >= self.options.patience:
             host.given_up = f"its host gave no answer {host.silent} times in a row"
+        elif host.troubled >= MORE_PATIENCE * self.options.patience:
+            host.given_up = f"its host failed {host.troubled} times in a row ({trouble})"
         if trouble.after is not None:
             if trouble.after > self.options.longest_wait:
                 host.given_up = f"its host asks to wait {trouble.after:.0f} s"

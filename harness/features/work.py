@@ -93,7 +93,8 @@ def fetch_share(request: Request, parts: Parts) -> dict[str, Entry]:
     else:
         with progress("pictures", len(set(urls))) as advance:
             entries = fetch(urls, cache, request.fetch, done=lambda _: advance())
-    _require_some(urls, entries, request)
+    if not any(cache.path(url).is_file() for url in parts.items.urls if url):
+        _require_some(urls, entries, request)
     return entries
 
 
@@ -114,9 +115,9 @@ def said_of(request: Request, entries: Mapping[str, Entry]) -> str:
 
 
 def _require_some(urls: Sequence[str], entries: Mapping[str, Entry], request: Request) -> None:
-    """InputError when no picture at all is there, and that may change."""
+    """InputError unless a share without pictures is one of dead links alone."""
     states = Counter(entry.status for entry in entries.values())
-    if states["ok"] or states["dead"] == len(set(urls)):
+    if states["dead"] == len(set(urls)):
         return
     if request.stage == "encode":
         raise InputError(

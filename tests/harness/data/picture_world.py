@@ -107,7 +107,7 @@ class Server:
                 self.say(403)
 
             def do_shaky(self, rest: str, time: int) -> None:
-                self.say(500) if time <= int(rest) else self.say(200, picture(9))
+                self.say(500) if time <= int(rest.partition("/")[0]) else self.say(200, picture(9))
 
             def do_busy(self, rest: str, time: int) -> None:
                 self.say(429, Retry_After=rest) if time == 1 else self.say(200, picture(8))

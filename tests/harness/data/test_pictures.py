@@ -173,6 +173,16 @@ def test_a_host_that_never_answers_is_given_up(
     assert {found[url].status for url in urls} == {"failed"}
 
 
+def test_a_host_that_answers_with_errors_alone_is_given_up_later(
+    server: Server, cache: Cache
+) -> None:
+    urls = [server.url(f"shaky/99/{number}") for number in range(60)]
+    options = FetchOptions(**{**vars(FAST), "patience": 4, "tries": 1})
+    found = fetch(urls, cache, options)
+    assert 20 <= server.asked.total() <= 24
+    assert "its host failed 20 times in a row (HTTP 500)" in {one.reason for one in found.values()}
+
+
 def test_redirects_are_followed_with_the_pace_of_where_they_lead(
     server: Server, cache: Cache
 ) -> None:
