@@ -235,6 +235,7 @@ def test_exact_duplicates_are_dropped_and_ties_keep_the_files_order(tmp_path: Pa
 
 def test_short_and_long_lines_are_counted_in_both_files(tmp_path: Path) -> None:
     log = [
+        b"25\x01u1\n",
         *ROWS,
         b"25\x01u1000007\x01click\n",
         b"\n",
@@ -243,7 +244,7 @@ def test_short_and_long_lines_are_counted_in_both_files(tmp_path: Path) -> None:
     products = [*PRODUCTS, b"77\x01short \x01http://x\n"]
     data = prepared(full(tmp_path / "raw", log=log, products=products))
     dropped = ledger_of(data)["dropped"]
-    assert (dropped["wrong number of fields"], dropped["blank line"]) == (2, 1)
+    assert (dropped["wrong number of fields"], dropped["blank line"]) == (3, 1)
     assert data.manifest["product_ledger"]["wrong number of fields"] == 1
 
 
