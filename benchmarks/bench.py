@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from floor import against_floor
 from peers import sides
 from peers.race import Row, report, table
 from tabulate import tabulate
@@ -130,12 +131,6 @@ def softmax_memory(items: int = 618_529, batch: int = 1024, hidden: int = 64) ->
     report(said)
 
 
-def gemm_rate() -> float:
-    """FLOP a second of a large float32 matrix product, on as many threads as are set."""
-    a = torch.randn(2048, 2048)
-    return 2 * 2048**3 / timed(lambda: a @ a, 5)
-
-
 def m3bsr_floor(hidden: int, batch: int = 128, clicks: int = 20, favors: int = 6) -> None:
     """M3BSR's forward and backward against its counted FLOPs at the rate of a large product."""
     model_class, config_class = find("m3bsr").load()
@@ -173,11 +168,12 @@ def m3bsr_floor(hidden: int, batch: int = 128, clicks: int = 20, favors: int = 6
     )
     last = layer(slots, 1) + 3 * layer(clicks, 1) + 3 * layer(favors, 1)
     flops = 3 * batch * (chain + keys + shared + experts + last + 2 * items * d)
+    floor, measured = against_floor(step, flops)
     note(
-        f"M3BSR's forward + backward, d {hidden}",
-        timed(step),
+        f"M3BSR's forward + backward, d {hidden}, batch {batch}, {clicks} + {favors} events",
+        measured,
         "its FLOPs at the rate of a large product",
-        flops / gemm_rate(),
+        floor,
         bar=1 / 3,
     )
 
@@ -279,8 +275,10 @@ def main() -> None:
                 softmax(618_529)
                 softmax_memory()
         if "m3bsr" in asked:
-            for hidden in (32, 64):
+            for hidden in (32, 64, 128):
                 m3bsr_floor(hidden)
+            m3bsr_floor(64, batch=1024)
+            m3bsr_floor(64, clicks=38, favors=12)
         if "methods" in asked:
             methods(data)
         if "workers" in asked and not options.short:
