@@ -150,9 +150,8 @@ def peer(session: nox.Session, name: str, *options: str) -> str:
     python, made_by = folder / "bin" / "python", folder / "made-by.txt"
     if not (made_by.exists() and made_by.read_text() == wanted.read_text()):
         session.run("python", "-m", "venv", "--clear", str(folder))
-        session.run(
-            str(python), "-m", "pip", "install", "-q", *options, "-r", str(wanted), external=True
-        )
+        session.run(str(python), "-m", "pip", "install", "-q", *options, "-r", str(wanted),
+                    env={"PYTHONPATH": ""}, external=True)  # fmt: skip
         made_by.write_text(wanted.read_text())
     return str(python)
 

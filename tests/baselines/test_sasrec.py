@@ -324,6 +324,27 @@ def test_softmax_loss_is_cross_entropy_over_the_items_at_every_place_with_a_targ
     torch.testing.assert_close(loss(model, batch), (weights * costs).sum() / weights.sum())
 
 
+def test_where_all_targets_stand_last_the_last_block_computes_that_slot_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, batch = build(loss=Loss.ce), window()
+    width = batch.history.items.shape[1]
+    last = torch.arange(width) == width - 1
+    batch = replace(batch, targets=batch.targets.clamp(min=1) * last, clicks=1.0 * last + 0 * batch.clicks,
+                    favors=0 * batch.favors)  # fmt: skip
+    asked, states = [], model.states
+    monkeypatch.setattr(model, "states", lambda h, read: (asked.append(read), states(h, read))[1])
+    value = loss(model, batch)
+    assert asked == [1] != [width]
+    costs = torch.nn.functional.cross_entropy(
+        model.encode(batch.history) @ model.item_table[1:].T, batch.targets[:, -1] - 1
+    )
+    torch.testing.assert_close(value, costs)
+    asked.clear()
+    loss(model, window())
+    assert asked == [width]
+
+
 def test_a_batch_without_targets_costs_nothing() -> None:
     for option in Loss:
         model = build(loss=option)
