@@ -46,45 +46,52 @@ from harness.data.staging import stage
 from harness.data.texts import Reading
 
 ROWS_AT_ONCE = 1_000_000
-ITEMS, USERS = 8_133_507, 10_000_000
+ITEMS, USERS = 8_133_507, 9_999_999
+ROWS_A_USER = 130
 FIRST, LAST = 1_375_315_200, 1_412_121_600  # 2013-08-01 and 2014-10-01
 ACTIONS = {"click": 0.936, "cart": 0.030, "collect": 0.024, "alipay": 0.010}
 FORMAT = "%Y-%m-%d %H:%M:%S"
 
 
-def joined(*columns: Any) -> memoryview:
-    """Lines of \\x01-separated fields as bytes."""
-    lines = pc.binary_join_element_wise(*columns, "\x01")
-    lines = pc.binary_join_element_wise(lines, "", "\n")
+def joined(first: Any, *columns: Any) -> memoryview:
+    """Lines of \\x01-separated fields as bytes; the line end is put before the first field, then shifted."""
+    lines = pc.binary_join_element_wise(words("\n", first), *columns, "\x01")
     _, offsets, text = lines.buffers()
-    return memoryview(text)[: np.frombuffer(offsets, np.int32)[len(lines)]]
+    whole = bytearray(memoryview(text)[1 : np.frombuffer(offsets, np.int32)[len(lines)]])
+    whole += b"\n"
+    return memoryview(whole)
 
 
-def words(prefix: str, numbers: np.ndarray, suffix: str = "") -> Any:
+def words(prefix: str, numbers: Any, suffix: str = "") -> Any:
     return pc.binary_join_element_wise(prefix, pa.array(numbers).cast(pa.string()), suffix, "")
 
 
-def log_text(rows: int, seed: int) -> memoryview:
-    """Rows of a log: users with a long tail, actions with the shares that were measured on the real log."""
-    random = np.random.default_rng(seed)
-    user = (USERS * random.random(rows) ** 2).astype(np.int32) + 1
-    item = (ITEMS * random.random(rows) ** 3).astype(np.int32) + 1
-    action = pa.array(list(ACTIONS)).take(
-        pa.array(random.choice(len(ACTIONS), rows, p=list(ACTIONS.values())).astype(np.int8))
-    )
-    clock = random.integers(FIRST, LAST, rows).astype("datetime64[s]")
-    return joined(
-        pa.array(item).cast(pa.string()),
-        words("u", user),
-        action,
-        pa.array(clock).cast(pa.string()),
-    )
+class Texts:
+    """Users and items as text, made once: as many rows a user as the real log has, with a long tail."""
+
+    def __init__(self, rows: int) -> None:
+        users = max(1_000, rows // ROWS_A_USER)
+        self.users = words("u", np.linspace(1, USERS, users).astype(np.int32))
+        self.items = pa.array(np.arange(1, ITEMS + 1, dtype=np.int32)).cast(pa.string())
+        self.actions = pa.array(list(ACTIONS))
+
+    def log(self, rows: int, seed: int) -> memoryview:
+        """Rows of a log, actions with the shares that were measured on the real log."""
+        random = np.random.default_rng(seed)
+        user = (len(self.users) * random.random(rows) ** 2).astype(np.int32)
+        item = (len(self.items) * random.random(rows) ** 3).astype(np.int32)
+        action = random.choice(len(ACTIONS), rows, p=list(ACTIONS.values())).astype(np.int8)
+        clock = random.integers(FIRST, LAST, rows).astype("datetime64[s]")
+        return joined(
+            self.items.take(pa.array(item)), self.users.take(pa.array(user)),
+            self.actions.take(pa.array(action)), pa.array(clock).cast(pa.string()),
+        )  # fmt: skip
 
 
 def product_text(first: int, rows: int) -> memoryview:
     item = np.arange(first, first + rows, dtype=np.int32)
     return joined(
-        pa.array(item).cast(pa.string()), words("女装   新款 连衣裙 ", item, " "),
+        item, words("女装   新款 连衣裙 ", item, " "),
         words("http://img01.taobaocdn.com/bao/uploaded/i1/", item, "/T1_!!0-item_pic.jpg"),
         words("16-", item % 308), words("b", item % 90_001), words("s", item % 86_799),
     )  # fmt: skip
@@ -93,12 +100,12 @@ def product_text(first: int, rows: int) -> memoryview:
 def generate(folder: Path, rows: int, products: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     parts = [f"tianchi_2014002_rec_tmall_log_part{part}.txt" for part in "abc"]
-    each = -(-rows // len(parts))
+    each, texts = -(-rows // len(parts)), Texts(rows)
     for part, name in enumerate(parts):
         with (folder / name).open("wb") as file:
             for start in range(part * each, min(rows, (part + 1) * each), ROWS_AT_ONCE):
                 count = min(ROWS_AT_ONCE, rows - start, (part + 1) * each - start)
-                file.write(log_text(count, start))
+                file.write(texts.log(count, start))
     with (folder / "tianchi_2014001_rec_tmall_product.txt").open("wb") as file:
         for start in range(1, products + 1, ROWS_AT_ONCE):
             file.write(product_text(start, min(ROWS_AT_ONCE, products + 1 - start)))
