@@ -66,13 +66,13 @@ def counted(arrays: Sequence[str]) -> dict[str, slurm.State]:
     return asked(arrays)
 
 
-def grid(count: int) -> list[Cell]:
-    """The first cells of the grid: trivial ones, and here and there a trained one."""
+def grid(count: int, *, trained_too: bool = True) -> list[Cell]:
+    """The first cells of the grid: trivial ones, and here and there a trained one if asked."""
     trivial = compose_cell(find("random"), "tiny", Budget.smoke)
     trained = compose_cell(find("sasrec"), "tiny", Budget.smoke, EPOCHS)
     return [
-        replace(trained if number % TRAINED_EACH == TRAINED_EACH - 1 else trivial, seed=number + 1)
-        for number in range(count)
+        replace(trained if trained_too and seed % TRAINED_EACH == 0 else trivial, seed=seed)
+        for seed in range(1, count + 1)
     ]
 
 
@@ -134,7 +134,7 @@ def measure(root: Path, options: argparse.Namespace, running: Any) -> int:
     prepare_demo(root / "data", "tiny", replace(rec_tmall_world(), users=120))
     places = Places(root / "data", root / "results")
     undisturbed = Places(places.data, root / "here")
-    cells = grid(options.cells)
+    cells = grid(options.cells, trained_too=options.soak > 0)
     began = time.perf_counter()
     run(cells[0], undisturbed)
     alone = time.perf_counter() - began

@@ -6,9 +6,9 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, variance
+from statistics import fmean, median, variance
 
-from harness.config import Cell
+from harness.config import Cell, Task
 from harness.execution.cluster import by_needs, packs, workers_of
 from harness.execution.plan import alone
 from harness.execution.slurm import Site, SlurmProfile, resources
@@ -30,6 +30,8 @@ class Known:
     variance: float
     exact: bool
     """Of the method on the same data; else of the method on other data."""
+    most: bool = False
+    """Not of runs, but of a timed epoch: the training alone, if it uses every epoch that it may."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Price:
     """Methods that no run is stored of: their cells are not in the hours."""
     guessed: tuple[str, ...]
     """Methods known from other data alone."""
+    probed: tuple[str, ...] = ()
+    """Methods known from a timed epoch alone."""
 
     def say(self) -> str:
         """Sentences for a person."""
@@ -77,6 +81,8 @@ class Price:
             said += f", {str(self.gpu_hours).format('GPU-hours')}"
         if self.guessed:
             said += f"; by runs on other data: {', '.join(self.guessed)}"
+        if self.probed:
+            said += f"; at most, by a timed epoch: {', '.join(self.probed)}"
         if self.unknown:
             said += (f"; not in the hours, as no run is stored: {', '.join(self.unknown)} (a probe: "
                      "reproduce table4 --methods KEY times an epoch)")  # fmt: skip
@@ -93,23 +99,34 @@ def _counts(cells: int, jobs: int, arrays: int) -> str:
 
 
 def knowledge(places: Places) -> Callable[[Cell], Known | None]:
-    """What stored runs say of a cell's seconds on one worker."""
+    """What stored runs say of a cell's seconds on one worker.
+
+    Runs of the method on the same data come first, then a timed epoch of it (Table 4) times the most
+    epochs that the cell may take, then runs on other data.
+    """
     exact: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     of_method: dict[tuple[str, str], list[float]] = defaultdict(list)
+    epochs: dict[tuple[str, str], float] = {}
     for record in Store(places.results).records():
-        task = str(record.config.get("task", "score"))
+        task = str(record.config.get("task", Task.score.name))
         exact[record.label, record.data, task].append(record.seconds["total"])
         of_method[record.label, task].append(record.seconds["total"])
+        if timed := (record.measured or {}).get("epoch"):
+            epochs[record.label, record.data] = median(timed)
 
     def known(cell: Cell) -> Known | None:
         label, task = find(cell.method).label, cell.task.name
-        here = exact.get((label, cell.data, task))
+        here = exact.get((label, cell.data, task), [])
+        probe = epochs.get((label, cell.data)) if cell.task is Task.score else None
+        if not here and probe is not None:
+            most = probe * cell.train.epochs
+            return Known(most, 1, (UNSURE * most) ** 2, exact=True, most=True)
         seconds = here or of_method.get((label, task))
         if not seconds:
             return None
         middle = fmean(seconds)
         spread = variance(seconds) if len(seconds) > 1 else (UNSURE * middle) ** 2
-        return Known(middle, len(seconds), spread, bool(here))
+        return Known(middle, len(seconds), spread, exact=bool(here))
 
     return known
 
@@ -165,6 +182,7 @@ def price(
         needs=tuple(needs),
         unknown=tuple(dict.fromkeys(named[c.method] for c, one in found if one is None)),
         guessed=tuple(dict.fromkeys(named[c.method] for c, one in sure if not one.exact)),
+        probed=tuple(dict.fromkeys(named[c.method] for c, one in sure if one.most)),
     )
 
 

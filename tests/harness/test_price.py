@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from statistics import median
 
 import pytest
 
 from harness.compose import Budget, compose_cell
 from harness.config import Cell, Task
-from harness.execution.price import Known, price
+from harness.data.demo import prepare_demo
+from harness.data.synthetic import rec_tmall_world
+from harness.execution.price import Known, knowledge, price
 from harness.execution.slurm import Partition, Site, SlurmProfile
+from harness.run import Places, run
 from harness.zoo import find
 
 SITE = Site({"a": Partition("a", True, 60, 8, 16_000, "", 2, True)}, 4, True, "22.05")
@@ -71,6 +76,28 @@ def test_timing_cells_have_jobs_of_their_own_and_arrays_are_split() -> None:
     cost = price([*cells(), *timed], lambda _: Known(1800.0, 3, 0.0, exact=True), PROFILE, SITE)
     assert (cost.jobs, cost.arrays) == (3 + 4, 1 + 2)  # at most 3 tasks an array here
     assert cost.hours.mean == pytest.approx((6 * 1800 / 2 + 4 * 1800) / 3600)
+
+
+@pytest.mark.slow
+def test_a_timed_epoch_prices_runs_that_nothing_else_is_known_of(tmp_path: Path) -> None:
+    prepare_demo(tmp_path / "data", "tiny", replace(rec_tmall_world(), users=120))
+    places = Places(tmp_path / "data", tmp_path / "results")
+    (cell,) = cells(count=1)
+    assert knowledge(places)(cell) is None
+    timed = run(replace(cell, task=Task.time), places)
+    assert timed.measured is not None
+    one = knowledge(places)(cell)
+    assert one is not None
+    assert one.mean == median(timed.measured["epoch"]) * cell.train.epochs
+    assert (
+        price([cell], knowledge(places), PROFILE, SITE)
+        .say()
+        .endswith("; at most, by a timed epoch: SASRec")
+    )
+    scored = run(cell, places)
+    known = knowledge(places)(cell)
+    assert known is not None
+    assert (known.mean, known.most) == (scored.seconds["total"], False)
 
 
 def test_nothing_missing_costs_nothing() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,8 @@ from harness.execution.slurm import (
     settled_for,
     states,
 )
+from harness.status import main as status
+from harness.store import write_json
 from harness.zoo import METHODS, REFERENCES, find
 
 DEBUG = Partition("debug", True, 60, 8, 16_000, "", 2, True)
@@ -239,6 +241,17 @@ def test_jobs_that_squeue_has_forgotten_are_asked_of_accounting(
     }  # fmt: skip
     assert states(["6"]) == {"6_0": State("RUNNING", "n1", "None")}  # sacct is not asked
     assert states(["11"]) == {}  # accounting is off, or does not answer
+
+
+def test_status_works_where_no_scheduler_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On another machine that sees the folder: what is stored is said, and why the jobs are not."""
+    one = Submission("1", "table2", "a command", [["a"]], {"a": "M3BSR"}, "1G", array="12")
+    write_json(tmp_path / "slurm" / "1.json", asdict(one))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert status(["--results", str(tmp_path)]) == 0
+    assert "cluster: 'squeue' is not found" in capsys.readouterr().out
 
 
 def test_the_profiles_that_come_with_us_can_be_read() -> None:

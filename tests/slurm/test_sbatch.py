@@ -33,11 +33,10 @@ def sbatch(folder: Path, *words: str, cores: int = 2) -> str:
 
 def test_an_artefact_is_run_and_printed_inside_a_job(data: Path, tmp_path: Path) -> None:
     places = ["--data-dir", str(data), "--results", str(tmp_path / "results")]
-    job = sbatch(
-        tmp_path, "table2", "--data", "tiny", *places, "--budget", "smoke", "--methods", "gru4rec"
-    )
+    words = ["table2", "--data", "tiny", *places, "--budget", "smoke", "--methods", "gru4rec"]
+    job = sbatch(tmp_path, *words, cores=3)
     assert finished(job) == "COMPLETED"
-    assert "on 2 workers" in (tmp_path / "out").read_text()
+    assert "on 3 workers" in (tmp_path / "out").read_text()
     assert (tmp_path / "results/tables/table2/tiny/table.md").exists()
 
 
