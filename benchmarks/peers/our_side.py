@@ -25,7 +25,7 @@ from harness.data.dataset import Split
 from harness.evaluation.ranks import Validation
 from harness.seeding import stream
 from harness.training.loop import Trainer
-from models.interface import Batch, Catalogue, ModelConfig, Recommender, Samples
+from models.interface import Batch, ModelConfig, Recommender, Samples
 from peers.job import (
     BATCH,
     DROPOUT,
@@ -46,14 +46,14 @@ PROTOCOL = ProtocolConfig(same_item_history=SameItemHistory.keep, max_history=LE
 USERS_AT_ONCE = 512
 
 
-def sasrec_settings(_: Catalogue) -> ModelConfig:
+def sasrec_settings(_: int) -> ModelConfig:
     """Softmax over all items, as the peers have it."""
     return sasrec.SASRecCEConfig(
         hidden=HIDDEN, blocks=LAYERS, heads=HEADS, dropout=DROPOUT, learning_rate=RATE
     )
 
 
-def bert4rec_settings(_: Catalogue) -> ModelConfig:
+def bert4rec_settings(_: int) -> ModelConfig:
     """As in benchmarks/against_recbole: fresh masks, Adam; a sample a step of the batch's users."""
     return bert4rec.BERT4RecConfig(
         hidden=HIDDEN,
@@ -71,7 +71,7 @@ def bert4rec_settings(_: Catalogue) -> ModelConfig:
     )
 
 
-def gru4rec_settings(catalogue: Catalogue) -> ModelConfig:
+def gru4rec_settings(others: int) -> ModelConfig:
     """With the batch's own targets, as many uniform negatives as RecBole's softmax has items."""
     return gru4rec.GRU4RecConfig(
         hidden=HIDDEN,
@@ -79,7 +79,7 @@ def gru4rec_settings(catalogue: Catalogue) -> ModelConfig:
         learning_rate=RATE,
         optimiser=gru4rec.Optimiser.adam,
         sample_alpha=0.0,
-        negatives=max(catalogue.items - BATCH, 0),
+        negatives=others,
     )
 
 
@@ -88,7 +88,8 @@ class Method:
     """What this project has under a peer's name."""
 
     model: type[Recommender]
-    settings: Callable[[Catalogue], ModelConfig]
+    settings: Callable[[int], ModelConfig]
+    """From the items that are not among the targets of a step, at least."""
     masked: bool = False
     """Its samples are masked windows that it draws itself, one a row."""
 
@@ -132,7 +133,8 @@ def build(job: Job) -> tuple[Recommender, Split]:
     torch.manual_seed(int(stream(job.seed, "torch").integers(2**63 - 1)))
     split, catalogue = leave_one_out(Path(job.interactions), Path(job.folder), LENGTH)
     method = METHODS[job.model]
-    model = method.model(method.settings(catalogue), catalogue)
+    rows = WINDOWS if job.work == "windows" else BATCH
+    model = method.model(method.settings(max(catalogue.items - rows, 0)), catalogue)
     model.prepare(split.train)
     return model, split
 

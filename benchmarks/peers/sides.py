@@ -32,13 +32,26 @@ def side(name: str, python: str, job: Job) -> Side:
     return Side(name, [python, str(program), job.words()], environment)
 
 
-def against(peer: str, python: str, ours: str, job: Job, portion: int, rounds: int) -> Result:
-    """A race of one job; our own portion is of another size. The peer's split is there before we start."""
+def against(
+    peer: str, python: str, ours: str, job: Job, portion: int, rounds: int, work: str = ""
+) -> Result:
+    """A race of one job. The peer's split is there before we start.
+
+    Args:
+        peer: Which side.
+        python: Its interpreter.
+        ours: This project's.
+        job: The peer's job.
+        portion: Our own portion.
+        rounds: How many of each.
+        work: Our own work where it is another.
+    """
+    own = replace(job, portion=portion, work=work or job.work)
     with side(peer, python, job) as theirs:
         theirs.ready()
-        with side("our", ours, replace(job, portion=portion)) as own:
-            own.ready()
-            return race(own, theirs, rounds)
+        with side("our", ours, own) as here:
+            here.ready()
+            return race(here, theirs, rounds)
 
 
 @contextmanager
@@ -71,6 +84,10 @@ def training(recbole: str, ours: str, threads: int, *, more: bool) -> Iterator[R
             yield row(name, "RecBole, anomaly detection off", result, FASTER)
             if not more:
                 continue
+            if model != "BERT4Rec":
+                result = against("recbole", recbole, ours, job, 1, 2, work="windows")
+                yield row(f"{model}, ml-100k, all places as by default here, {threads_word(threads)}",
+                          "RecBole's prefixes", result)  # fmt: skip
             result = against("recbole", recbole, ours, replace(job, checks=True), parts, 2)
             yield row(name, "RecBole as shipped", result)
             if model == "SASRec":
