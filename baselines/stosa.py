@@ -39,6 +39,7 @@ from models.interface import (
 )
 from models.layers import READINGS, Behaviors, Dropout
 from models.negatives import TrainingNegatives
+from models.precision import in_float32
 
 MASKED = -(2.0**32) + 1
 """Attention logit of a key that may not be seen: finite, so that a row without keys is uniform."""
@@ -93,6 +94,7 @@ def deviation(c: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return c.clamp(min=SMALLEST).sqrt()
 
 
+@in_float32
 def squared_wasserstein(
     m1: Float[Tensor, "*#shape d"],
     c1: Float[Tensor, "*#shape d"],
@@ -146,6 +148,7 @@ class Layer(nn.Module):
         """The heads' parts."""
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
+    @in_float32
     def attention(
         self,
         m: Float[Tensor, "batch length d"],
@@ -156,6 +159,7 @@ class Layer(nn.Module):
 
         |query|^2 of the expanded square is the same for all keys of a softmax and is left out. A logit
         that is blocked is replaced, not lowered: a slot of padding attends uniformly to all slots.
+        All of it is made in float32: differences of large squares are nothing for 8 bits.
         """
         read = blocked.shape[1]
         query_c, key_c = positive(self.cov_query(c[:, -read:])), positive(self.cov_key(c))

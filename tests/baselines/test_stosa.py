@@ -12,6 +12,7 @@ from torch import Tensor
 from baselines.stosa import (
     STOSA,
     Encoder,
+    Layer,
     STOSAConfig,
     blocked_keys,
     deviation,
@@ -201,6 +202,27 @@ def test_a_row_without_a_key_attends_uniformly_to_all_slots_in_either_precision(
         torch.testing.assert_close(A[:, :, :4], torch.full_like(A[:, :, :4], 1 / 6))
         assert (A[:, :, 4, 4] == 1).all()
         assert (A[:, :, 5, :4] == 0).all()
+
+
+def test_attention_and_distances_are_made_in_float32_under_bf16() -> None:
+    model, items = build().float(), worlds.case_history().items
+    layer, blocked = model.layers[0], blocked_keys(items > 0)
+    m, c = (x.detach() for x in model.embed(items))
+    p, n = (model.candidates(torch.tensor(each)) for each in ([3, 4], [5, 6]))
+    exact, between = layer.attention(m, c, blocked), squared_wasserstein(*p, *n)
+    with torch.autocast("cpu", torch.bfloat16):
+        A, low = layer.attention(m, c, blocked), layer.attention(m.bfloat16(), c, blocked)
+        bare = Layer.attention.__wrapped__(layer, m, c, blocked)
+        again = squared_wasserstein(*p, *n)
+        halves = squared_wasserstein(*(x.bfloat16() for x in (*p, *n)))
+    assert torch.equal(A, exact)
+    assert torch.equal(again, between)
+    assert low.dtype == halves.dtype == torch.float32
+    torch.testing.assert_close(low.sum(-1), torch.ones_like(low[..., 0]))
+    torch.testing.assert_close(
+        halves, squared_wasserstein(*(x.bfloat16().float() for x in (*p, *n)))
+    )
+    assert (bare - exact).abs().max() > 0.01  # what autocast alone would make of the rows
 
 
 def test_a_history_without_events_scores_as_one_of_all_slots_of_padding() -> None:
