@@ -9,7 +9,7 @@ temporary folder with SLURM_CONF set; the system's own folders stay as they are.
 packages munge, slurmctld, slurmd and slurm-client, and no root.
 
 Partitions: `debug` (the default; its jobs are requeued when `high` needs the node, after a grace of
-15 s), `high`, and `short` (limit one minute).
+15 s), `high`, `short` (limit one minute), and `small` (of a node, 3 cores and 2000 MiB at most).
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ AccountingStorageType=accounting_storage/none
 PartitionName=debug Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=15 MaxTime=60
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=60
 PartitionName=short Nodes=ALL PriorityTier=1 PreemptMode=OFF MaxTime=1
+PartitionName=small Nodes=ALL PriorityTier=1 PreemptMode=OFF MaxTime=60 MaxCPUsPerNode=3 MaxMemPerNode=2000
 """
 
 

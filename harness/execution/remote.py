@@ -196,9 +196,14 @@ def failures_by_host(hosts: Sequence[str]) -> str:
 
 
 def _states(look: Look) -> str:
-    return (
-        ", ".join(f"{count} {name}" for name, count in sorted(look.counts().items())) or "none out"
+    """`3 PENDING (Resources), 4 RUNNING`: why something waits is what a person needs to know."""
+    counted = Counter(
+        f"{state.name} ({state.reason})"
+        if state.name == "PENDING" and state.reason not in {"", "None"}
+        else state.name
+        for _, _, state in look.cells.values()
     )
+    return ", ".join(f"{n} {name}" for name, n in sorted(counted.items())) or "none out"
 
 
 def _arrays(made: Sequence[Submission]) -> str:

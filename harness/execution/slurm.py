@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -240,9 +241,9 @@ class Partition:
     most_minutes: int | None
     """Time limit; None is none."""
     cpus: int
-    """Of its smallest node."""
+    """That a job may have of its smallest node."""
     memory: int
-    """MiB of its smallest node."""
+    """MiB that a job may have of its smallest node."""
     gres: str
     nodes: int
     up: bool
@@ -250,6 +251,8 @@ class Partition:
     """Of its largest node; 0: all are alike."""
     most_memory: int = 0
     """MiB of its largest node; 0: all are alike."""
+    memory_a_core: int = 0
+    """MaxMemPerCPU in MiB; 0 is none."""
 
 
 @dataclass(frozen=True)
@@ -311,18 +314,30 @@ def read_site() -> Site:
         name, starred, *rest = line.strip().split("|")
         rows.setdefault(name, []).append(rest)
         default = name if starred.endswith("*") else default
+    limits = _partition_limits()
+    cores, memory = (
+        {
+            name: [
+                min(int(row[column].rstrip("+")), limits.get(name, {}).get(limit, sys.maxsize))
+                for row in nodes
+            ]
+            for name, nodes in rows.items()
+        }
+        for column, limit in ((1, "MaxCPUsPerNode"), (2, "MaxMemPerNode"))
+    )
     partitions = {
         name: Partition(
             name=name,
             default=name == default,
             most_minutes=minutes(nodes[0][0]),
-            cpus=min(int(row[1].rstrip("+")) for row in nodes),
-            memory=min(int(row[2].rstrip("+")) for row in nodes),
+            cpus=min(cores[name]),
+            memory=min(memory[name]),
             gres="; ".join(dict.fromkeys(row[3] for row in nodes if row[3] != "(null)")),
             nodes=len(nodes),
             up=nodes[0][4] == "up",
-            most_cpus=max(int(row[1].rstrip("+")) for row in nodes),
-            most_memory=max(int(row[2].rstrip("+")) for row in nodes),
+            most_cpus=max(cores[name]),
+            most_memory=max(memory[name]),
+            memory_a_core=limits.get(name, {}).get("MaxMemPerCPU", 0),
         )
         for name, nodes in rows.items()
     }
@@ -336,6 +351,19 @@ def read_site() -> Site:
         requeues=config.get("JobRequeue", "1") == "1",
         version=config.get("SLURM_VERSION", ""),
     )
+
+
+def _partition_limits() -> dict[str, dict[str, int]]:
+    """By partition: the limits of a job on a node that it sets, beside the node's own."""
+    found = {}
+    for line in ask("scontrol", "show", "partition", "-o").splitlines():
+        pairs = dict(word.partition("=")[::2] for word in line.split())
+        found[pairs.get("PartitionName", "")] = {
+            key: int(pairs[key])
+            for key in ("MaxCPUsPerNode", "MaxMemPerNode", "MaxMemPerCPU")
+            if pairs.get(key, "").isdecimal()
+        }
+    return found
 
 
 def minutes(limit: str) -> int | None:
@@ -364,7 +392,8 @@ def settle(profile: SlurmProfile, site: Site) -> SlurmProfile:
                          f"{', '.join(p.name for p in site.partitions.values() if p.up)}")  # fmt: skip
     cpus = profile.cpus or min(4, partition.cpus)
     share = min(partition.memory * cpus // max(1, partition.cpus), most_memory_of(partition))
-    memory = profile.memory or f"{min(3072 * cpus, max(share, 1))}M"
+    most = (partition.memory_a_core or 3072) * cpus
+    memory = profile.memory or f"{min(3072 * cpus, most, max(share, 1))}M"
     limit = partition.most_minutes
     wanted = profile.minutes or min(240, limit or 240)
     most_cpus, most_memory = partition.most_cpus or partition.cpus, most_memory_of(partition)

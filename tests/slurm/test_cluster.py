@@ -366,12 +366,18 @@ def test_a_submitter_killed_before_it_knew_the_job_finds_it_by_name(places: Plac
     cancel("table2", places)
 
 
-def test_cancel_ends_the_jobs_of_one_artefact_and_keeps_what_is_stored(places: Places) -> None:
+def test_cancel_ends_the_jobs_of_one_artefact_and_keeps_what_is_stored(
+    places: Places, capsys: pytest.CaptureFixture[str]
+) -> None:
     (cell,) = cells(ENDLESS)
     cluster, _ = submit(places, [cell])
     wait_until(lambda: epoch_of(places, cell_key(cell)) >= 1, "an epoch")
-    assert cancel("figure3", places) == "no job of figure3 is out"
-    assert "1 cells of table2 were not finished" in cancel("table2", places)
+    folders = ["--data-dir", str(places.data), "--results", str(places.results)]
+    assert main(["figure3", *folders, "--cancel"]) == 0
+    assert main(["table2", *folders, "--cancel"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "no job of figure3 is out"
+    assert "1 cells of table2 were not finished" in second
     wait_until(lambda: ended(cluster), "the end")
     assert (places.results / "checkpoints" / f"{cell_key(cell)}.pt").exists()
     assert cluster.look().counts() == {"CANCELLED": 1}
@@ -450,6 +456,17 @@ def test_what_the_cluster_refuses_is_one_line_and_nothing_is_queued(
     assert said.count("\n") == 1
     assert Cluster(places).submissions() == []
     assert queued() <= before
+
+
+def test_a_partitions_own_limits_are_kept_though_its_nodes_are_larger(places: Places) -> None:
+    cluster, _ = submit(places, cells(methods="markov"), partition="small", cpus=0)
+    (one,) = cluster.submissions()
+    assert one.memory == "2000M"  # MaxMemPerNode; a node has 16000
+    assert "--cpus-per-task=3" in next(cluster.logs.glob("*submission.sh")).read_text()
+    wait_until(lambda: ended(cluster), "the job")
+    assert len(list((places.results / "cells").iterdir())) == 1
+    with pytest.raises(InputError, match="memory=4G: a node of partition 'small' has 2000M"):
+        submit(places, cells(), partition="small", memory="4G")
 
 
 def test_account_and_comment_reach_the_scheduler(places: Places) -> None:

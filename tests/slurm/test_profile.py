@@ -9,7 +9,8 @@ import pytest
 from submitit.slurm.slurm import _make_sbatch_string
 
 from harness.errors import InputError
-from harness.execution.cluster import Submission, _parameters
+from harness.execution.cluster import Look, Submission, _parameters
+from harness.execution.remote import _states
 from harness.execution.slurm import (
     PROFILES,
     Partition,
@@ -166,6 +167,18 @@ def test_methods_of_equal_needs_share_a_profile_and_each_is_settled_by_itself() 
     assert (less.partition, less.gpus, less.memory, less.minutes) == ("cpu", 0, "8000M", 30)
     with pytest.raises(InputError, match=r"^EBM: slurm\.minutes=99: partition 'debug' allows 60"):
         settled_for(METHODS, read_profile("", ["slurm.methods.ebm.minutes=99"]), SITE)
+
+
+def test_a_limit_of_memory_a_core_bounds_what_is_asked_for() -> None:
+    site = replace(SITE, partitions={"debug": replace(DEBUG, memory_a_core=1000)})
+    assert settle(SlurmProfile(), site).memory == "4000M"
+
+
+def test_why_jobs_wait_is_said() -> None:
+    one = Submission("1", "table2", "a command", [["a"]], {}, "1G")
+    waits = State("PENDING", reason="QOSMaxJobsPerUserLimit")
+    look = Look({"a": (one, 0, waits), "b": (one, 0, waits), "c": (one, 0, State("RUNNING", "n1"))})
+    assert _states(look) == "2 PENDING (QOSMaxJobsPerUserLimit), 1 RUNNING"
 
 
 def test_a_partition_of_unequal_nodes_gives_what_its_largest_has() -> None:
