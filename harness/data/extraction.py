@@ -106,9 +106,7 @@ class Parts:
             (folder / "plan.new").write_text(json.dumps(dict(plan), indent=1), encoding="utf8")
             (folder / "plan.new").replace(path)
         except OSError as error:
-            raise InputError(
-                f"cannot write '{folder}' ({error.strerror or error}); choose another --out"
-            ) from error
+            raise _unwritable(folder, error) from error
         return Parts(folder, items, plan)
 
     @staticmethod
@@ -163,6 +161,10 @@ class Parts:
             ) from error
 
 
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    return InputError(f"cannot write '{folder}' ({error.strerror or error}); choose another --out")
+
+
 def differing(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """The first thing in which two plans differ, in words; empty when they are the same."""
     for key in {**begun, **wanted}:
@@ -201,6 +203,9 @@ def encode_chunk(
         text: Of titles; None leaves them out.
         batch: Pictures, or titles, at once.
         made_by: Device and versions, for the manifest.
+
+    Raises:
+        InputError: it cannot be written.
     """
     rows = parts.rows(chunk)
     urls, titles = parts.items.urls[rows], parts.items.titles[rows]
@@ -219,7 +224,10 @@ def encode_chunk(
     for name, kind in (("status", str), ("reason", str), ("tries", np.int32), ("bytes", np.int64),
                        ("sha256", str)):  # fmt: skip
         arrays[name] = np.array([getattr(entry, name) for entry in found], dtype=kind)
-    write_archive(parts.path(chunk), arrays)
+    try:
+        write_archive(parts.path(chunk), arrays)
+    except OSError as error:
+        raise _unwritable(parts.folder, error) from error
 
 
 def _fate(url: str, entries: Mapping[str, Entry]) -> Entry:

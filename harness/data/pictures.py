@@ -41,6 +41,8 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP")
 """What is opened; Pillow's other formats are not for pictures on pages, and some start programs."""
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers of a server that may be different the next time."""
+LONGEST = 100
+"""Times that a picture's long side may be its short one, which is scaled to what a model reads."""
 PIECE = 65536
 MORE_PATIENCE = 5
 
@@ -204,6 +206,8 @@ def check_picture(content: bytes, most_pixels: int) -> None:
                 raise NoPictureError(f"{width} x {height} pixels are too many")
             if width * height == 1:
                 raise NoPictureError("one pixel is no picture")
+            if max(width, height) > LONGEST * min(width, height):
+                raise NoPictureError(f"{width} x {height} pixels are too long a strip")
             image.load()
     except NoPictureError:
         raise

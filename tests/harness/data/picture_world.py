@@ -53,6 +53,15 @@ def picture(seed: int = 0, size: tuple[int, int] = (40, 30), kind: str = "JPEG")
     return file.getvalue()
 
 
+class Quiet(ThreadingHTTPServer):
+    """Clients that hang up are no news."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        pass
+
+
 class Server:
     """A web server on this machine: /good/N is a picture, the other paths misbehave as they are called."""
 
@@ -165,6 +174,9 @@ class Server:
             def do_pixel(self, *_: Any) -> None:
                 self.say(200, picture(0, (1, 1), "PNG"))
 
+            def do_strip(self, *_: Any) -> None:
+                self.say(200, picture(0, (2, 900)))
+
             def do_circle(self, rest: str, _: int) -> None:
                 self.say(302, Location=f"/circle/{(int(rest or 0) + 1) % 3}")
 
@@ -185,8 +197,7 @@ class Server:
                 self.wfile.write(b"\x00\x01\x02 nonsense\r\n\r\n")
                 self.close_connection = True
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
+        self.http = Quiet(("127.0.0.1", 0), Handler)
         self.base = f"http://127.0.0.1:{self.http.server_address[1]}"
 
     def url(self, path: str) -> str:

@@ -155,8 +155,14 @@ def test_a_damaged_picture_is_told_apart(english: Path, tmp_path: Path) -> None:
 def test_a_model_is_named_by_the_digest_of_its_weights(english: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(english, tmp_path / "copy")
     first, second = find_model(str(english)), find_model(str(copy))
+    assert first.identity() == second.identity()
     assert first.facts() == {"model": str(english), "revision": "", "class": "CLIPModel",
-                             "weights_sha256": second.weights_sha256}  # fmt: skip
+                             "weights_sha256": first.weights_sha256,
+                             "settings_sha256": first.settings_sha256}  # fmt: skip
+    preparation = copy / "preprocessor_config.json"
+    preparation.write_text(preparation.read_text().replace("0.48145466", "0.5"))
+    assert find_model(str(copy)).settings_sha256 != first.settings_sha256
+    assert find_model(str(copy)).weights_sha256 == first.weights_sha256
     other = save_clip(tmp_path / "other", seed=3)
     assert find_model(str(other)).weights_sha256 != first.weights_sha256
 

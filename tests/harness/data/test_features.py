@@ -244,6 +244,16 @@ def test_without_a_way_out_it_says_so(shop: Shop) -> None:
     assert not list((shop.folder / "out.parts").glob("chunk-*"))
 
 
+def test_a_full_disk_is_said_in_one_line(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.data.files.np.savez", full)
+        assert "out.parts' (No space left on device); choose another --out" in shop.run(code=2)
+    shop.run()
+
+
 def test_one_picture_behind_many_addresses_is_pointed_out(shop: Shop) -> None:
     shop.frame["picture"] = [shop.server.url(f"same/{number}") for number in range(COUNT)]
     shop.write()

@@ -87,6 +87,7 @@ def test_what_the_bytes_are_counts_and_not_what_the_server_calls_them(
     ("endless", "larger than 200,000 bytes"),
     ("bomb", "9000 x 9000 pixels are too many"),
     ("pixel", "one pixel is no picture"),
+    ("strip", "2 x 900 pixels are too long a strip"),
     ("circle/0", "redirects in a circle"),
     ("chain/9", "more than 5 redirects"),
     ("file", "redirects to no http address"),
