@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.config import Numerics, ProtocolConfig
 from harness.data.batches import EvaluationHistories
@@ -19,6 +19,7 @@ from harness.seeding import stream, torch_stream
 from harness.training.numerics import passes
 from harness.zoo import METHODS, REFERENCES, Method
 from models.interface import Batch, Behaviour, History, Interactions, Losses, Recommender, Samples
+from models.layers import Dropout
 from tests import worlds
 from tests.worlds import CASES, ITEMS, LENGTH, NEITHER, USERS, Event
 
@@ -62,6 +63,69 @@ SHOWN_WITH: dict[str, dict[str, Any]] = {
     "mmsbr": {"rounds": 1},  # six post-norm layers do not stand the rate of the test
 }
 """Options of a method (an enum's member by name) with which one batch can be learned in the steps of the test."""
+
+DROPOUT_WITH: dict[str, dict[str, Any]] = {
+    "mmsbr": {"rounds": 1, "numeric": "popularity"},
+    "dipn": {"intent_task": "on"},
+}
+"""Options with which every dropout of a method takes part."""
+
+LINEAR_TWICE = ("linear", "linear")
+DROPOUTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "bert4rec": {
+        "dropout": ("norm",),
+        **{f"layers.{n}.attention.dropout": ("softmax",) for n in (0, 1)},
+        **{f"layers.{n}.dropout": LINEAR_TWICE for n in (0, 1)},
+    },
+    "stosa": {
+        "dropout": ("norm", "norm"),
+        "layers.0.attention_dropout": ("softmax",),
+        "layers.0.dropout": LINEAR_TWICE,
+        "layers.0.mean_feed_forward.dropout": ("linear",),
+        "layers.0.cov_feed_forward.dropout": ("linear",),
+    },
+    "ssdrec": {
+        "relations.dropout": ("sum",) * 4,
+        "denoising.sequence_level.dropout": ("table", "sum"),
+        "denoising.item_level.dropout": ("product",),  # of the batch norm and the mask
+        "backbone.dropout": ("norm",),
+        **{f"backbone.layers.{n}.dropout": ("softmax", *LINEAR_TWICE) for n in (0, 1)},
+    },
+    "missrec": {
+        "input_dropout": ("norm",),
+        "transformer.encoder.0.attention.dropout": ("softmax",),
+        "transformer.encoder.0.dropout": LINEAR_TWICE,
+        "transformer.encoder.0.feed_forward.dropout": ("gelu",),
+        "transformer.decoder.0.attention.dropout": ("softmax",),
+        "transformer.decoder.0.cross.dropout": ("softmax",),
+        "transformer.decoder.0.dropout": ("linear", *LINEAR_TWICE),
+        "transformer.decoder.0.feed_forward.dropout": ("gelu",),
+    },
+    "mmsbr": {
+        "items.text_tokens.dropout": ("tanh", "tanh"),
+        "items.image_tokens.dropout": ("tanh", "tanh"),
+        "items.rounds.0.text_layer.dropout": LINEAR_TWICE,
+        "items.rounds.0.image_layer.dropout": LINEAR_TWICE,
+        "items.dropout": ("mean", "relu", "relu"),  # of old and new pivots
+        "scorer.attention.dropout": ("sum", "sum", "softmax", *LINEAR_TWICE),
+    },
+    "m3srec": {
+        "dropout": ("norm",),
+        "blocks.0.experts.mixtures.0.dropout": ("gelu",),
+        "blocks.0.experts.mixtures.1.dropout": ("gelu",),
+        "blocks.0.dropout": ("linear", "joined"),
+        "blocks.1.experts.dropout": ("gelu",),
+        "blocks.1.dropout": ("linear", "sum"),
+    },
+    "dipn": {
+        "dropout": ("joined", "joined"),
+        "heads.favor.dropout": ("relu",),
+        "heads.click.dropout": ("relu",),
+        "intent.dropout": ("relu",),
+    },
+    "cmclrec": {"towers.dropout": ("relu",)},  # its backbone is frozen in the last stage
+}
+"""Of a method and a dropout in it: what each of its calls in a training pass of the last stage drops."""
 
 every_method = pytest.mark.parametrize("method", METHODS + REFERENCES, ids=lambda row: row.key)
 TRAINED = [method for method in METHODS + REFERENCES if method.trained]
@@ -110,6 +174,58 @@ def fitted(method: Method, seed: int = 0, train: Interactions | None = None) -> 
         steps(model, lambda epoch: worlds.batches(train, model.samples, 16, seed=epoch), epochs=3)
         more = model.next_stage()
     return model.eval()
+
+
+def members(config: Any, named: dict[str, Any]) -> dict[str, Any]:
+    """Settings in which an option stands as the name of its member."""
+    return {
+        name: type(getattr(config, name))[value] if isinstance(value, str) else value
+        for name, value in named.items()
+    }
+
+
+OPERATIONS = {
+    "Addmm": "linear", "Mm": "linear", "NativeLayerNorm": "norm", "Softmax": "softmax",
+    "Relu": "relu", "Gelu": "gelu", "Tanh": "tanh", "Add": "sum", "Mul": "product", "Div": "mean",
+    "Cat": "joined", "Stack": "joined", "Embedding": "table",
+}  # fmt: skip
+
+
+def made_by(x: Tensor) -> str:
+    """The operation that made a tensor, whatever its shape was then."""
+    node = x.grad_fn
+    while node is not None and node.name() in {"ViewBackward0", "UnsafeViewBackward0"}:
+        node = node.next_functions[0][0]
+    assert node is not None
+    name = node.name().removesuffix("Backward0")
+    return OPERATIONS.get(name, name)
+
+
+def dropped(model: Recommender) -> dict[str, tuple[str, ...]]:
+    """What each dropout drops, call by call, in one training pass of the model's last stage."""
+    found: dict[str, tuple[str, ...]] = {}
+    model.train()
+    while model.next_stage():
+        pass
+    for name, module in model.named_modules():
+        if isinstance(module, Dropout | nn.Dropout):
+
+            def note(module: nn.Module, inputs: tuple[Tensor], _: Tensor, name: str = name) -> None:
+                if module.training:
+                    found[name] = (*found.get(name, ()), made_by(inputs[0]))
+
+            module.register_forward_hook(note)
+    model.begin_epoch(0, torch_stream(0, "begin"))
+    next(iter(model.passes(worlds.case_batch(model.samples))))
+    return found
+
+
+@pytest.mark.parametrize(
+    "method", [row for row in METHODS if row.key in DROPOUTS], ids=lambda row: row.key
+)
+def test_dropout_stands_where_it_should_and_nowhere_else(method: Method) -> None:
+    options = members(method.load()[1](), DROPOUT_WITH.get(method.key, {}))
+    assert dropped(build(method, worlds.records(), **options)) == DROPOUTS[method.key]
 
 
 def without_dropout(config: Any) -> dict[str, Any]:
@@ -419,10 +535,7 @@ class TestTraining:
         batch, train = worlds.one_target_each(model_class.samples)
         history = worlds.one_target_each(Samples.prefix)[0].history
         config = config_class()
-        options = {
-            name: type(getattr(config, name))[value] if isinstance(value, str) else value
-            for name, value in SHOWN_WITH.get(method.key, {}).items()
-        }
+        options = members(config, SHOWN_WITH.get(method.key, {}))
         model = build(method, train, learning_rate=0.01, **without_dropout(config), **options)
         touched = torch.zeros(USERS, ITEMS, dtype=torch.bool)
         touched[train.user, train.item - 1] = True
@@ -567,4 +680,5 @@ def combinations() -> Iterator[str]:
 def test_exemptions_name_methods_that_exist() -> None:
     keys = set(combinations())
     named = {key for key, _ in (*NO_GRADIENT, *MOVED_AT_USE)}
-    assert named | READS_ALL_PLACES.keys() | SHOWN_WITH.keys() <= keys
+    named |= {*READS_ALL_PLACES, *SHOWN_WITH, *DROPOUT_WITH, *DROPOUTS}
+    assert named <= keys
