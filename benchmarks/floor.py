@@ -1,5 +1,7 @@
 """The floor under a computation: its counted FLOPs at the rate of a large matrix product, and what
 stands on top of it.
+
+Seconds are those that the process had a core (one thread, so those of a clock on a quiet machine).
 """
 
 from __future__ import annotations
@@ -23,8 +25,7 @@ SIZE = 1024
 class Rate:
     """FLOP a second of a large float32 product: the best of many, asked for whenever there is time.
 
-    The least disturbed product stands beside the least disturbed step: whatever else a machine does
-    then slows neither more than the other.
+    The least disturbed product stands beside the least disturbed step.
     """
 
     def __init__(self) -> None:
@@ -34,9 +35,9 @@ class Rate:
     def ask(self, times: int = 5) -> None:
         """Multiply some more."""
         for _ in range(times):
-            start = time.perf_counter()
+            start = time.process_time()
             _ = self.matrix @ self.matrix
-            self.best = max(self.best, 2 * SIZE**3 / (time.perf_counter() - start))
+            self.best = max(self.best, 2 * SIZE**3 / (time.process_time() - start))
 
 
 def against_floor(
@@ -47,9 +48,9 @@ def against_floor(
     step()
     for _ in range(repeats):
         rate.ask()
-        start = time.perf_counter()
+        start = time.process_time()
         step()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return flops / rate.best, min(seconds)
 
 
