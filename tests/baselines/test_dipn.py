@@ -51,8 +51,11 @@ class Given(nn.Module):
     def __init__(self, negatives: Tensor) -> None:
         super().__init__()
         self.negatives = negatives
+        self.users: list[int] = []
+        """Whose negatives were asked for."""
 
     def forward(self, user: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        self.users = user.tolist()
         return self.negatives.expand(len(user), count)
 
 
@@ -206,6 +209,14 @@ def test_a_favor_is_a_positive_of_both_tasks_and_a_click_of_one() -> None:
         torch.testing.assert_close(
             losses[task], weight * BCE(model.logits(task, user, vectors), labels)
         )
+
+
+def test_negatives_are_those_of_the_rows_own_user() -> None:
+    model, samples = build(), batch()
+    model.negatives = Given(torch.tensor([12, 13, 14, 11]))
+    users = samples.history.user.flip(0) + 3
+    loss(model, replace(samples, history=replace(samples.history, user=users)))
+    assert model.negatives.users == users.tolist()
 
 
 def test_there_are_four_negatives_that_the_user_never_touched_in_training() -> None:

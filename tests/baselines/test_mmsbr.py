@@ -283,6 +283,18 @@ def test_favor_only_reads_favors() -> None:
     assert torch.equal(model.encode(clicks_alone)[0][0], model.interest.nothing)
 
 
+def test_favor_only_learns_from_favors_alone() -> None:
+    batch = worlds.case_batch(MMSBR.samples)
+    favors = replace(batch, history=batch.history.only(Behaviour.FAVOR))
+    for numeric in Numeric:
+        found, expected = (
+            loss(build(behaviors=Reads.favor_only, numeric=numeric), one) for one in (batch, favors)
+        )
+        assert found == expected
+        merged = [loss(build(numeric=numeric), one)["next_item"] for one in (batch, favors)]
+        assert not torch.equal(*merged)
+
+
 # Numeric branch and score -----------------------------------------------------------------------
 
 
@@ -418,6 +430,35 @@ def test_a_step_makes_the_vectors_of_its_items_alone(monkeypatch: pytest.MonkeyP
     loss(model, batch)
     assert len(made) == 1
     assert len(made[0]) == len(named(model, batch)) + 1
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_vectors_made_in_blocks_have_the_same_gradients(
+    monkeypatch: pytest.MonkeyPatch, dropout: float
+) -> None:
+    model = build(dropout=dropout, dropout_item=dropout).train()
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        torch.manual_seed(3)
+        torch.stack(list(loss(model, samples()).values())).sum().backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    whole = gradients()
+    monkeypatch.setattr("baselines.mmsbr.BLOCK", 4)
+    sizes = []
+    encode = model.items.forward
+    monkeypatch.setattr(
+        model.items, "forward", lambda rows: (sizes.append(len(rows)), encode(rows))[1]
+    )
+    blocks = gradients()
+    assert max(sizes) == 4
+    assert len(sizes) > len(set(sizes)) + 2  # each block forward, and again on the way back
+    for one, other in zip(gradients(), blocks, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)  # what is dropped is dropped again
+    if not dropout:
+        for one, other in zip(whole, blocks, strict=True):
+            torch.testing.assert_close(one, other)
 
 
 def test_contrast_has_the_largest_terms_below_and_the_positive_above() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from baselines.ssdrec import (
     Augmented,
@@ -484,6 +484,21 @@ def test_the_filter_loss_compares_each_slot_with_one_negative_of_the_user() -> N
     items, user = torch.tensor([[3, 0, 4]]), torch.tensor([2])
     expected = (model.E[[3, 0, 4]] - model.E[7]) @ model.P[2]
     torch.testing.assert_close(model.ahead(items, torch.tensor([[7]]), user)[0], expected)
+
+
+def test_a_sequences_negative_is_its_own_users() -> None:
+    model, given = build(), batch()
+    users = given.history.user.flip(0)
+
+    class Given(nn.Module):
+        def forward(self, user: Tensor, count: int, generator: torch.Generator) -> Tensor:
+            assert user.tolist() == users.tolist()
+            return torch.full((len(user), count), 7)
+
+    model.negatives = Given()
+    assert users.tolist() != given.history.user.tolist()
+    turned = replace(given, history=replace(given.history, user=users))
+    assert terms(model, turned)["filter"] > 0  # nothing was drawn for anybody else
 
 
 def test_padding_is_trained_by_scores_and_relations_but_not_by_look_ups() -> None:

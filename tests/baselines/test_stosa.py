@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from baselines.stosa import (
     STOSA,
@@ -36,6 +36,18 @@ def build(seed: int = 0, length: int = worlds.LENGTH, **options: object) -> STOS
             if parameter.ndim == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     return model.eval()
+
+
+class Given(nn.Module):
+    """Stands in for the draw of negatives, which is always item 1; notes whose they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users: list[int] = []
+
+    def forward(self, user: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        self.users = user.tolist()
+        return torch.ones(len(user), count, dtype=torch.int64)
 
 
 def window(seed: int = 0) -> Batch:
@@ -289,6 +301,19 @@ def test_negatives_are_none_of_the_users_training_items() -> None:
     assert all(int(i) not in touched[u] for i, u in zip(drawn, user.tolist(), strict=True))
 
 
+@pytest.mark.parametrize("option", Behaviors)
+def test_each_place_has_a_negative_of_its_own_user(option: Behaviors) -> None:
+    model = build(behaviors=option)
+    model.negatives = Given()
+    rows = [worlds.favors([3, 4]), worlds.favors([5]), worlds.favors([2, 8, 6])]
+    history = worlds.history(rows, user=[7, 2, 11])
+    ones = history.real.double()
+    targets = torch.where(history.real, 20, 0)
+    targets[2, -2] = 0  # a slot without a target
+    model.loss(Batch(history, targets, ones, 0 * ones, torch.Generator()))
+    assert model.negatives.users == [7, 7, 2, 11, 11]
+
+
 def test_places_count_as_often_as_the_events_they_stand_for() -> None:
     model = build()
     history = worlds.history([worlds.clicks([3, 4]), worlds.clicks([5])])
@@ -366,6 +391,24 @@ def test_favor_only_reads_the_favors() -> None:
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
     assert torch.isfinite(torch.stack(list(model.loss(window()).values()))).all()
+
+
+def test_favor_only_reads_each_target_after_the_favors_before_it() -> None:
+    model = build(behaviors=Behaviors.favor_only)
+    model.negatives = Given()
+    history = worlds.history([[(3, 1), (4, 2), (5, 1), (6, 2), (7, 1)]])
+    targets = torch.tensor([[4, 5, 6, 7, 8]])
+    ones = torch.ones(1, 5, dtype=torch.float64)
+    losses = model.loss(Batch(history, targets, ones, 0 * ones, torch.Generator()))
+
+    m, c = (x[0] for x in model.states(history.only(Behaviour.FAVOR).items, 2))
+    # targets 5, 6 after favor 4; 7, 8 after favor 6; 4 has nothing before it
+    read = [0, 0, 1, 1]
+    bpr, pvn = model.place_losses((m[read], c[read]), torch.arange(5, 9), torch.ones(4).long())
+    torch.testing.assert_close(losses["bpr"], bpr.mean())
+    torch.testing.assert_close(
+        losses["positive_versus_negative"], model.config.pvn_weight * pvn.mean()
+    )
 
 
 def test_impossible_settings_are_refused() -> None:
