@@ -154,7 +154,9 @@ def _parameters(profile: SlurmProfile) -> dict[str, Any]:
         "array_parallelism": profile.parallel,
         "signal_delay_s": profile.signal_seconds,
         "setup": list(profile.setup) or None,
-        "srun_args": ["--cpu-bind=none", *profile.srun],
+        "wckey": None,  # submitit's own is refused where such keys are enforced
+        # since SLURM 22.05 a step no longer inherits the cores of its job
+        "srun_args": ["--cpu-bind=none", f"--cpus-per-task={profile.cpus}", *profile.srun],
         "additional_parameters": {
             ("requeue" if profile.requeue else "no-requeue"): True, **profile.sbatch
         },
