@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -14,6 +15,7 @@ from harness.data.demo import prepare_demo
 from harness.data.synthetic import rec_tmall_world
 from harness.execution.price import Known, knowledge, price
 from harness.execution.slurm import Partition, Site, SlurmProfile
+from harness.reproduce import main
 from harness.run import Places, run
 from harness.zoo import find
 
@@ -102,3 +104,23 @@ def test_a_timed_epoch_prices_runs_that_nothing_else_is_known_of(tmp_path: Path)
 
 def test_nothing_missing_costs_nothing() -> None:
     assert price([], lambda _: None, PROFILE, SITE).say() == "nothing to submit"
+
+
+@pytest.mark.slow
+def test_a_plan_prices_the_cheapest_runs_that_could_decide_each_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare_demo(tmp_path / "data", "tiny", replace(rec_tmall_world(), users=120))
+    monkeypatch.setattr("harness.experiments.price.read_site", lambda: SITE)
+    places = ["--data-dir", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
+    words = ["claims", "--data", "tiny", *places, "--seeds", "5", "--on", "slurm", "--plan"]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "The cheapest runs that could still decide each claim (3 a row;" in shown
+    needed = {
+        name: int(count)
+        for name, count in re.findall(r"^\| (C\d\w*) +\|[^|]*\| +(\d+)", shown, re.MULTILINE)
+    }
+    assert needed["C7a"] == 2 * 3  # the full model and one without
+    assert needed["C1"] == 17 * 3  # M3BSR against every other row of Table 2
+    assert max(needed.values()) < int(shown.partition(" to run")[0].rpartition(", ")[2])
