@@ -15,6 +15,7 @@ s vectors of a sequence, p position that is augmented.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -41,6 +42,8 @@ from models.layers import READINGS, Behaviors, DotProduct, Dropout
 from models.negatives import TrainingNegatives
 from models.relation_graphs import Relation, RelationGraphs, Rules, relation_graphs, windows
 from models.softmax import catalogue_cross_entropy
+
+log = logging.getLogger(__name__)
 
 ABSENT = -2e32
 """Added to the consistency of a padding slot: it absorbs the score."""
@@ -909,7 +912,7 @@ class SSDRec(DotProduct):
         self.register_buffer("first_epoch", torch.tensor(-1))
 
     def prepare(self, train: Interactions) -> None:
-        """Relations of what each user did last, and what each touched: no negative is among it."""
+        """Relations of what each user did last, their sizes in the log; negatives avoid what each touched."""
         self.negatives.prepare(train)
         config, catalogue = self.config, self.catalogue
         read = torch.isin(
@@ -932,6 +935,10 @@ class SSDRec(DotProduct):
                 f"no item followed another more than min_count={config.min_count} times, so that no "
                 f"items are related (edges: {self.edges}); choose a smaller min_count"
             )
+        log.info(
+            "%d item rows, %d users; edges: %s", catalogue.items + 1, catalogue.users,
+            ", ".join(f"{count} {name}" for name, count in self.edges.items()),
+        )  # fmt: skip
         self.relations.fill(graphs)
         self._remembered.clear()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import replace
 
@@ -151,6 +152,28 @@ def test_edges_are_reported_and_an_empty_relation_of_items_is_refused() -> None:
     assert build(min_count=0).edges["item_in"] > model.edges["item_in"] > 0
     with pytest.raises(ValueError, match="min_count=50"):
         build(min_count=50)
+
+
+def test_edges_are_counted_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        edges = build().edges
+    counts = ", ".join(f"{count} {name}" for name, count in edges.items())
+    assert f"{ITEMS + 1} item rows, {USERS} users; edges: {counts}" in caplog.text
+
+
+def test_the_limits_of_a_row_and_of_an_items_users_reach_the_relations() -> None:
+    free, one = (build(min_count=0, **limit) for limit in ({}, {"neighbours": 1}))
+    for name in ("item_in", "item_out"):
+        weights = getattr(one.relations, name)(torch.eye(ITEMS + 1).double())
+        rows = (weights > 0).sum(1)
+        assert set(rows.tolist()) == {0, 1}
+        assert one.edges[name] == int(rows.sum()) < free.edges[name]
+    assert one.edges["user_similar"] < free.edges["user_similar"]
+    train = worlds.records()
+    pairs = torch.unique(torch.stack([train.user, train.item]), dim=1)
+    most = int(torch.bincount(pairs[1]).max())
+    assert build(min_count=0, most_users=most).edges == free.edges
+    assert build(min_count=0, most_users=1).edges["user_similar"] == USERS  # each alone
 
 
 def test_the_last_two_matrices_of_the_encoder_are_initialised() -> None:
@@ -310,6 +333,16 @@ def test_an_id_deleted_by_the_second_check_is_squeezed_out_but_counted() -> None
     found = denoise(build(), items, nothing, nothing, torch.arange(LENGTH).unsqueeze(0) < 4)
     assert found.items.tolist() == [[3, 4, 5, 0, 0, 0, 0, 0]]
     assert found.kept.tolist() == [4]
+
+
+def test_the_next_item_trains_both_levels_through_what_is_kept() -> None:
+    model = build()
+    model.loss(batch())["next_item"].backward()
+    item, sequence_ = model.denoising.item_level, model.denoising.sequence_level
+    for layer in (item.W_u, item.W_v, item.W_e, sequence_.out, sequence_.mix):
+        for name, parameter in layer.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.any(), name
 
 
 def test_the_item_level_normalises_each_slot_over_batch_and_width() -> None:
