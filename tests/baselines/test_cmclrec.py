@@ -386,6 +386,50 @@ def test_second_stage_moves_the_towers_alone_on_all_warm_users_a_batch_at_a_time
     assert not model.next_stage()
 
 
+def latest(train: Interactions, user: int) -> list[worlds.Event]:
+    """A user's last training events, as many as a history holds."""
+    some = slice(int(train.offsets[user]), int(train.offsets[user + 1]))
+    events = zip(train.item[some].tolist(), train.behaviour[some].tolist(), strict=True)
+    return list(events)[-worlds.LENGTH :]
+
+
+@pytest.mark.parametrize("option", Sequence)
+def test_second_stage_makes_profiles_of_all_latest_training_events(option: Sequence) -> None:
+    model, train = build(interactions=option), worlds.records()
+    read: list[History] = []
+    model.profile.register_forward_hook(lambda module, given, out: read.append(given[0]))
+    model.begin_epoch(0, torch.Generator().manual_seed(0))
+    list(model.passes(first_batch(model.samples)))
+    (history,) = read
+    users = history.user.tolist()
+    assert sorted(users) == model.warm.user.tolist()
+    whole = worlds.history([latest(train, user) for user in users], length=worlds.LENGTH)
+    assert torch.equal(history.items, whole.items)
+    assert torch.equal(history.behaviours, whole.behaviours)
+    assert (history.real.sum(1) == worlds.LENGTH).any()
+
+
+def test_events_that_are_no_targets_make_users_warm_too() -> None:
+    train = worlds.records()
+    some = replace(train, target=torch.arange(len(train.item)) % 3 == 0)
+    for option in Sequence:
+        expected, found = (build(interactions=option, train=each) for each in (train, some))
+        assert found.warm.user.tolist() == expected.warm.user.tolist()
+        rows = torch.arange(len(found.warm))
+        histories = [one.warm.history(rows, worlds.LENGTH) for one in (expected, found)]
+        assert torch.equal(histories[0].items, histories[1].items)
+
+
+def test_the_towers_weights_do_not_decay() -> None:
+    for stage in (BACKBONE, TOWERS, JOINT):
+        model = build(stage, weight_decay=0.1)
+        towers = {id(p) for p in model.towers.parameters()}
+        groups = model.optimiser().param_groups
+        decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+        assert {decay.pop(each, 0.0) for each in towers} == {0.0}
+        assert set(decay.values()) == (set() if stage == TOWERS else {0.1})
+
+
 def test_second_stage_moves_only_cold_users_scores() -> None:
     model, history = build(cold_max=3), worlds.case_history()
     before = model.score_all(model.encode(history))

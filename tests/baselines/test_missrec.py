@@ -254,6 +254,14 @@ class TestClustering:
         same(centroids, torch.tensor([[1.0], [11.5]], dtype=torch.float64))
         assert owner.tolist() == [0, 1, 0, 1, 0]
 
+    def test_kmeans_goes_over_its_points_as_often_as_it_is_told(self) -> None:
+        points = torch.tensor([[0.0], [10.0], [1.0], [13.0], [2.0]], dtype=torch.float64)
+        kmeans = KMeans(MISSRecConfig(kmeans_passes=2, kmeans_batch=4))
+        centroids, _ = kmeans.of(points, torch.arange(5), 2)
+        # after the first pass 1 and 11.5, which had 4 and 3 points; 0.5 moves 1 at the rate 1 / 4,
+        # then 2 moves 0.875 at 1 / 6; 11.5 is the mean of 10 and 13 already
+        same(centroids, torch.tensor([[1.0625], [11.5]], dtype=torch.float64))
+
     def test_a_centroid_without_points_in_a_batch_stays(self) -> None:
         points = torch.tensor([[0.0], [10.0], [0.0]], dtype=torch.float64)
         kmeans = KMeans(MISSRecConfig(kmeans_passes=1, kmeans_batch=1))
