@@ -119,7 +119,7 @@ class MMSBRConfig(ModelConfig):
     contrastive_weight: float = 0.01
     """lambda (grid 0.01, 0.1, 1)."""
     contrastive_items: int = 2048
-    """Of a batch's items, at most so many are contrasted."""
+    """Of a step's items that have both vectors, at most so many are contrasted."""
     contrastive_largest: int = 100
     """Terms of the denominator: the largest."""
     temperature: float = 0.1
@@ -631,7 +631,7 @@ def contrast(
 
 
 class PairContrast(nn.Module):
-    """con: an item's vectors of each modality against the pseudo ones of the batch's items.
+    """con: an item's vectors of each modality against the pseudo ones of the step's items.
 
     The authors sum dot products over the whole catalogue, in log base 10.
     """
@@ -700,8 +700,9 @@ class MMSBR(Recommender):
       - There are no pseudo modalities (a picture drawn from the text, labels of the picture). An item's
         text vector stands in for its pseudo image and its image vector for its pseudo text, each
         through the map of what it stands in for, as in a joint space (maps of their own where the
-        widths differ, since there is no joint space then). The contrast is over the batch's items, a
-        mean of natural logs, of cosines over a temperature.
+        widths differ, since there is no joint space then). The contrast is over the items of a step,
+        those that the batch names and those that are drawn for the softmax (at most
+        `contrastive_items` of both together): a mean of natural logs, of cosines over a temperature.
       - There is no price: no numeric branch, or popularity's quantile bins and one category.
       - The softmax is over all items where `softmax_items` covers them. Otherwise the items of the
         batch's histories and targets are in every denominator, and drawn ones stand for all others,

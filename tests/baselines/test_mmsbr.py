@@ -509,6 +509,17 @@ def test_contrast_is_over_so_many_items_at_most(monkeypatch: pytest.MonkeyPatch)
     assert sizes == [4, 4]
 
 
+def test_contrast_is_of_the_items_of_the_step_drawn_ones_too() -> None:
+    model, batch = build(softmax_items=3), worlds.case_batch(MMSBR.samples)
+    rows: list[Tensor] = []
+    model.contrast.register_forward_pre_hook(lambda module, given: rows.append(given[1]))
+    loss(model, batch)
+    items, _ = model.step_items(batch.history, batch.target, torch.Generator().manual_seed(0))
+    named = set(batch.history.items.flatten().tolist()) | set(batch.target.tolist())
+    assert rows[0].tolist() == (items - 1).tolist()
+    assert len(set(items.tolist()) - named) == 3
+
+
 def test_contrast_trains_the_maps_of_the_vectors_and_nothing_else() -> None:
     model = build().train()
     loss(model, samples())["contrast"].backward()
