@@ -7,8 +7,9 @@
 `prepare` generates sets (users, items and events in proportion to the size; seeded), prepares and opens
 them. `methods` builds every method on them with the settings of budget paper, trains some steps of each
 of its stages, writes a checkpoint, and validates and ranks some users. Every process is measured from
-inside, stage by stage. Figures go to docs/scale.json, row by row, an older row of the same name gives
-way; `page` draws docs/scale.svg from it and puts the tables into docs/scale.md. One torch thread.
+inside, stage by stage, in seconds of the processor, so that other work counts less. Figures go to
+docs/scale.json, row by row; an older row of the same name gives way. `page` draws docs/scale.svg from it
+and puts the tables into docs/scale.md. One torch thread.
 """
 
 from __future__ import annotations
@@ -34,11 +35,18 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FIGURES, PAGE, DRAWING = (DOCS / f"scale.{ending}" for ending in ("json", "md", "svg"))
 SIZES = ("1/16", "1/4", "1")
 SEED = 20250713
+MOST_MEMORY = 12 * 1024
+"""MiB of its own at which a process is ended."""
+MANY_SECONDS = 5
+"""Of a long update."""
+SHORT = 0.2
+"""Seconds below which nothing is said of their growth."""
 ROWS = 8192
 """Vectors generated at once."""
 
@@ -191,14 +199,17 @@ class Meter:
         def watch() -> None:
             while not ended.wait(0.01):
                 own.append(anonymous())
+                if own[-1] > MOST_MEMORY:  # others live on this machine, too
+                    print(json.dumps({**row, "stage": name, "over_mib": MOST_MEMORY}), flush=True)
+                    os._exit(1)
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
-        started = time.perf_counter()
+        started, wall = time.process_time(), time.perf_counter()
         try:
             yield row
         finally:
-            row.setdefault("seconds", time.perf_counter() - started)
+            row |= {"seconds": time.process_time() - started, "wall": time.perf_counter() - wall}
             own.append(anonymous())
             ended.set()
             watcher.join()
@@ -287,6 +298,7 @@ def method_stages(task: Row) -> None:
     with meter.stage("build") as row:
         model = method.load()[0](cell.model, catalogue)
         row["parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        row["hidden"] = cell.model.hidden
     with meter.stage("method prepares"):
         model.prepare(split.train)
     if model.trained:
@@ -308,51 +320,91 @@ def method_stages(task: Row) -> None:
 
 
 def train_some(meter: Meter, trainer: Any, stage: int, seconds: float) -> None:
-    """An update of warm-up, then updates for so many seconds, 3 at least: their median stands for all.
+    """An update of warm-up, then updates for so many seconds, 3 (long ones: 2) at least: their median.
 
     Most methods make one update a batch; where there are more, one batch is made whole, or the method
-    says how many there are.
+    says how many there are. KMCLR's kinds of updates are measured and counted one by one.
     """
     from harness.training.loop import StoppedError  # noqa: PLC0415
 
-    batches = trainer.samples.batches
-    a_batch = getattr(trainer.model.config, "samples_a_row", 0)
+    model, batches = trainer.model, trainer.samples.batches
     begins: list[float] = []  # seconds before the first batch of each epoch
-    updates: list[float] = []  # seconds of each
-    last, made = time.perf_counter(), 0
+    updates: dict[str, list[float]] = {}  # of each kind, the seconds of each
+    last, kind = time.process_time(), "batch"
+    expected = kmclr_updates(model) if meter.common["method"] == "kmclr" else {}
+    a_batch = getattr(model.config, "samples_a_row", 0)
+    new_epoch = True
 
     def mark() -> float:
         nonlocal last
-        before, last = last, time.perf_counter()
+        before, last = last, time.process_time()
         return last - before
 
     def batch_begins() -> bool:
-        nonlocal a_batch, made
-        if made == 0:
+        nonlocal a_batch, new_epoch
+        if new_epoch:
             begins.append(mark())
-        a_batch = a_batch or len(updates)
-        made += 1
-        return False
+            new_epoch = False
+        a_batch = a_batch or sum(map(len, updates.values()))
+        return bool(expected and updates)
 
     def update_ended(*_: Any) -> None:
-        updates.append(mark())
-        if a_batch and len(updates) > 3 and sum(updates[1:]) > seconds:
+        of_kind = updates.setdefault(kind, [])
+        of_kind.append(mark())
+        made = len(of_kind) - 1
+        enough = made >= 3 or (made == 2 and of_kind[1] > MANY_SECONDS)
+        if not expected and a_batch and enough and sum(of_kind[1:]) > seconds:
             raise StoppedError
 
+    passes = model.passes
+
+    def named(batch: Any) -> Iterator[Any]:
+        nonlocal kind
+        for losses in passes(batch):
+            kind = next(iter(losses)) if expected else "batch"
+            yield losses
+
+    model.passes = named
     hook = trainer.optimiser.register_step_post_hook(update_ended)
     with meter.stage(f"epoch of stage {stage}") as row:
         with suppress(StoppedError):
-            for number in range(1000):
-                made = 0
+            for epoch in range(1000):
+                new_epoch = True
                 mark()
-                trainer.epoch(number, batch_begins)
-                a_batch = a_batch or len(updates)
-        later, steps = updates[1:], batches * a_batch
+                trainer.epoch(epoch, batch_begins)
+                a_batch = a_batch or len(updates["batch"])
+        counts = expected or {"batch": batches * a_batch}
+        steps, whole = sum(counts.values()), begins[0]
+        later = {name: of_kind[1:] or of_kind for name, of_kind in updates.items()}
+        for name, of_kind in later.items():
+            whole += counts[name] * median(of_kind)
+            if expected:  # the first of a kind prepares the others (views)
+                whole += max(0.0, updates[name][0] - median(of_kind))
+        every = [value for of_kind in later.values() for value in of_kind]
         row |= {
-            "begin": begins[0], "step": median(later), "steps_done": len(updates), "steps": steps,
-            "whole": begins[0] + steps * median(later), "low": min(later), "high": max(later),
+            "begin": begins[0], "step": (whole - begins[0]) / steps,
+            "steps_done": sum(map(len, updates.values())), "steps": steps, "whole": whole,
+            "low": min(every), "high": max(every),
         }  # fmt: skip
     hook.remove()
+    model.passes = passes
+
+
+def kmclr_updates(model: Any) -> dict[str, int]:
+    """How many updates of each kind an epoch has; some of each are made."""
+    from baselines import kmclr  # noqa: PLC0415
+
+    permutation = kmclr._permutation  # noqa: SLF001
+    most = 3 * model.config.behaviour_batch
+    kmclr._permutation = lambda count, *rest: permutation(count, *rest)[:most]  # noqa: SLF001
+    heads = int((model.knowledge.graph.entity != model.knowledge.graph.entities).any(1).sum())
+    favors, config = len(model.target.user), model.config
+    triples = heads // min(config.triple_batch, max(heads, 1))
+    return {
+        "transr": triples, "tatec": triples,
+        "knowledge_bpr": -(-favors // config.knowledge_batch),
+        "bpr": -(-favors // config.behaviour_batch),
+    }  # fmt: skip
 
 
 def checkpoint_bytes(trainer: Any, folder: Path) -> int:
@@ -385,33 +437,42 @@ def evaluate_some(meter: Meter, model: Any, split: Any, cell: Any, seconds: floa
         Validation(part, cell.protocol, batch)(model)
 
     def rank(count: int) -> None:
-        final_ranks(model, replace(split, test=some(split.test, count), redrawn=lambda: None),
-                    cell.protocol, batch)  # fmt: skip
+        part = replace(split, test=some(split.test, count), redrawn=lambda: None)
+        final_ranks(model, part, cell.protocol, batch)
 
-    size = max(1, min(batch, MOST_SCORES // (model.catalogue.items + 1)))
-    jobs: tuple[tuple[str, Callable[[int], None], int, int], ...] = (
-        ("validation", validate, len(split.validation.user), batch),
-        ("ranking", rank, len(split.test.user), size),
-    )
-    for name, job, users, portion in jobs:
+    together = max(1, min(batch, MOST_SCORES // (model.catalogue.items + 1)))
+    jobs: dict[str, tuple[Callable[[int], None], int, int]] = {
+        "validation": (validate, len(split.validation.user), batch),
+        "ranking": (rank, len(split.test.user), together),
+    }
+    encode = model.encode
+    for name, (job, users, portion) in jobs.items():
         if name == "validation" and not model.trained:
             continue
         with meter.stage(name) as row:
-            took = {}
-            few = min(portion, users)
-            for count in (few, few):  # the first time warms up
-                started = time.perf_counter()
-                job(count)
-                took[count] = time.perf_counter() - started
-            more = min(users, few * max(2, min(64, int(seconds / took[few]))))
-            if more > few:
-                started = time.perf_counter()
-                job(more)
-                took[more] = time.perf_counter() - started
-            each = max(0.0, took[more] - took[few]) / max(1, more - few)
-            shared = max(0.0, took[more] - more * each)
-            row |= {"users": users, "users_done": more, "each": each, "shared": shared,
-                    "whole": shared + users * each}  # fmt: skip
+            done = min(users, 3 * portion)
+            while True:
+                marks: list[float] = []
+
+                def marked(history: Any, marks: list[float] = marks) -> Any:
+                    marks.append(time.process_time())
+                    return encode(history)
+
+                model.encode = marked
+                began = time.process_time()
+                job(done)
+                marks.append(time.process_time())
+                if done == users or marks[-1] - began > seconds / 4:
+                    break
+                done = min(users, 8 * done)
+            took = np.diff(marks)
+            later = took[1:] if len(took) > 1 else took
+            each = float(later.sum()) / max(1, done - portion * (len(took) > 1))
+            shared = marks[0] - began + max(0.0, float(took[0]) - portion * each)
+            whole = marks[-1] - began if done == users else shared + users * each
+            row |= {"users": users, "users_done": done, "each": each, "shared": shared,
+                    "whole": whole}  # fmt: skip
+        model.encode = encode
 
 
 STAGES = {
@@ -464,10 +525,11 @@ def keep(rows: Sequence[Row], path: Path = FIGURES) -> None:
     def key(row: Row) -> tuple[str, ...]:
         return row["data"], row["size"], row["method"], row["stage"]
 
-    stored = {key(row): row for row in read_rows(path)}
-    stored |= {key(row): {name: rounded(value) for name, value in row.items()} for row in rows}
-    lines = ",\n".join(json.dumps(row) for _, row in sorted(stored.items()))
-    path.write_text(f"[\n{lines}\n]\n", encoding="utf8")
+    with FileLock(f"{path}.lock"):
+        stored = {key(row): row for row in read_rows(path)}
+        stored |= {key(row): {name: rounded(value) for name, value in row.items()} for row in rows}
+        lines = ",\n".join(json.dumps(row) for _, row in sorted(stored.items()))
+        path.write_text(f"[\n{lines}\n]\n", encoding="utf8")
 
 
 def rounded(value: Any) -> Any:
@@ -555,16 +617,20 @@ class Figures:
         return None if value is None else float(value)
 
     def peak(self, data: str, size: str, method: str, name: str = "own_mib") -> float | None:
-        """Largest of all stages of a method."""
-        found = [row[name] for key, row in self.rows.items() if key[:3] == (data, size, method)]
-        return max(found, default=None)
+        """Largest of all stages of a method, if it went through all of them."""
+        if not self.row(data, size, method, "ranking"):
+            return None
+        return max(row[name] for key, row in self.rows.items() if key[:3] == (data, size, method))
 
     def growth(self, data: str, method: str, stage: str) -> float | None:
-        """Exponent between the two largest sizes: seconds ~ size ** exponent."""
-        small, large = (self.seconds(data, size, method, stage) for size in ("1/4", "1"))
-        if not small or not large or large < 0.2:  # seconds too short to tell
-            return None
-        return math.log(large / small, 4)
+        """Exponent up to the full size from the next smaller one: seconds ~ size ** exponent."""
+        large = self.seconds(data, "1", method, stage)
+        for size in ("1/4", "1/16"):
+            small = self.seconds(data, size, method, stage)
+            if large and small:
+                # seconds too short to tell
+                return None if large < SHORT else -math.log(large / small, Fraction(size))
+        return None
 
 
 def said(seconds: float | None) -> str:
@@ -658,7 +724,7 @@ GROWING = ("method prepares", "samples", "step", "epoch", "validation", "ranking
 
 
 def growth_lines(figures: Figures) -> list[Row]:
-    """Exponents between a quarter and the whole."""
+    """Exponents up to the full size."""
     from harness.zoo import METHODS, REFERENCES  # noqa: PLC0415
 
     lines = []
@@ -721,83 +787,90 @@ def page(path: Path) -> None:
     draw(figures)
 
 
+Curve = tuple[str, list[float | None], str, str, str]
+"""Label, a value a size, data set, colour, dash."""
+
+
+def curves(figures: Figures, stage: str) -> list[Curve]:
+    """Of one panel."""
+    from harness.report.figures import COLOURS  # noqa: PLC0415
+    from harness.zoo import METHODS, REFERENCES  # noqa: PLC0415
+
+    found: list[Curve] = []
+    if stage == "data":
+        for data, short, dash in (("kuaishou", "Kuaishou", "-"), ("rec_tmall", "Rec-Tmall", "--")):
+            for name, colour in zip(("prepare", "open", "redraw"), COLOURS, strict=False):
+                values = [figures.row(data, size, "", name).get("seconds") for size in SIZES]
+                found.append((f"{name}, {short}", values, data, colour, dash))
+        return found
+    for drawn, method in enumerate(METHODS + REFERENCES):
+        values = [
+            (figures.peak("kuaishou", size, method.key) or 0) / 1024 if stage == "memory"
+            else figures.seconds("kuaishou", size, method.key, stage)
+            for size in SIZES
+        ]  # fmt: skip
+        colour = COLOURS[drawn % len(COLOURS)]
+        dash = ("-", "--", ":")[drawn // len(COLOURS) % 3]
+        if sum(bool(value) for value in values) > 1:
+            found.append((method.label, values, "kuaishou", colour, dash))
+    return found
+
+
+def label_ends(axes: Any, ends: list[tuple[float, float, str, str]]) -> None:
+    """Names at the lines' ends, moved apart where they would lie on each other."""
+    low, high = (math.log(end) for end in axes.get_ylim())
+    places: list[float] = []
+    before = 0.0
+    for x, y, name, colour in sorted(ends, key=lambda end: (end[0], end[1])):
+        place = (math.log(y) - low) / (high - low)
+        if places and x == before:
+            place = max(place, places[-1] + 0.042)
+        before = x
+        places.append(place)
+        axes.annotate(name, (x, y), xytext=(x, math.exp(low + place * (high - low))),
+                      textcoords="data", va="center", ha="left", color=colour, fontsize=7)  # fmt: skip
+
+
 def draw(figures: Figures) -> None:
     """docs/scale.svg: seconds and memory against size, each on two logarithmic axes."""
     import matplotlib as mpl  # noqa: PLC0415
 
-    from harness.report.figures import COLOURS, OTHERS, STYLE, canvas  # noqa: PLC0415
-    from harness.zoo import METHODS, REFERENCES  # noqa: PLC0415
+    from harness.report.figures import STYLE, canvas  # noqa: PLC0415
 
-    events = {
-        (data, size): SHAPES[data].part(Fraction(size)).events for data in SHAPES for size in SIZES
+    panels = {
+        "data": "Once a data set or a worker: seconds",
+        "step": "Kuaishou's shape, one update of training: seconds",
+        "epoch": "Kuaishou's shape, one epoch of each stage together: seconds",
+        "memory": "Kuaishou's shape, peak memory but for mapped files: GiB",
     }
-    named = {"m3bsr": COLOURS[1], "sasrec": COLOURS[0], "bert4rec": COLOURS[2], "gru4rec": COLOURS[3],
-             "ssdrec": COLOURS[4], "missrec": COLOURS[5], "kmclr": COLOURS[6]}  # fmt: skip
-
-    def line(
-        axes: Any, values: list[float | None], data: str, label: str, colour: str, **style: Any
-    ) -> None:
-        points = [(events[data, size], value) for size, value in zip(SIZES, values, strict=True)
-                  if value is not None and value > 0]  # fmt: skip
-        if len(points) > 1:
-            x, y = zip(*points, strict=True)
-            axes.plot(x, y, marker="o", markersize=3, color=colour, **style)
-            if label:
-                axes.annotate(label, (x[-1], y[-1]), xytext=(4, 0), textcoords="offset points",
-                              va="center", color=colour, fontsize=7)  # fmt: skip
-
-    def guide(axes: Any) -> None:
-        """Grey: as many times longer as there are events."""
-        low, high = axes.get_ylim()
-        left, right = axes.get_xlim()
-        for power in range(-8, 9):
-            start = 10.0**power
-            axes.plot([left, right], [start, start * right / left], color="#DDDDDD", linewidth=0.8,
-                      linestyle=":", zorder=0)  # fmt: skip
-        axes.set_ylim(low, high)
-        axes.set_xlim(left, right)
-
-    with canvas(9.5, 7.2) as figure:
-        panels = figure.subplots(2, 2)
-        what = (
-            ("Once a data set or a worker: seconds", None),
-            ("One update of training, Kuaishou's shape: seconds", "step"),
-            ("One epoch of all stages, Kuaishou's shape: seconds", "epoch"),
-            ("Peak memory without mapped files, Kuaishou's shape: GiB", "memory"),
-        )
-        for axes, (title, stage) in zip(panels.flat, what, strict=True):
+    with canvas(10, 8) as figure:
+        for axes, (stage, title) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
             axes.set_xscale("log")
             axes.set_yscale("log")
             axes.set_title(title, fontsize=9, loc="left")
             axes.set_xlabel("events (users and items grow alike)")
-            if stage is None:
-                for data, dash in (("kuaishou", "-"), ("rec_tmall", "--")):
-                    for name, colour in zip(("prepare", "open", "redraw"), COLOURS, strict=False):
-                        values = [figures.seconds(data, size, "", name) if name != "open"
-                                  else figures.row(data, size, "", name).get("seconds") for size in SIZES]  # fmt: skip
-                        short = {"kuaishou": "Kuaishou", "rec_tmall": "Rec-Tmall"}[data]
-                        line(axes, values, data, f"{name}, {short}", colour, linestyle=dash)
-            else:
-                for method in METHODS + REFERENCES:
-                    if stage == "memory":
-                        peaks = [figures.peak("kuaishou", size, method.key) for size in SIZES]
-                        values = [None if peak is None else peak / 1024 for peak in peaks]
-                    else:
-                        values = [
-                            figures.seconds("kuaishou", size, method.key, stage) for size in SIZES
-                        ]
-                    colour = named.get(method.key, OTHERS)
-                    label = method.label if method.key in named else ""
-                    line(axes, values, "kuaishou", label, colour, linewidth=1.4 if label else 0.7)
-                if stage == "memory":
-                    axes.axhline(8, color="black", linewidth=0.8, linestyle="--")
-                    axes.annotate("8 GiB", (axes.get_xlim()[0], 8), xytext=(2, 2),
-                                  textcoords="offset points", fontsize=7)  # fmt: skip
-            axes.margins(x=0.25)
-            guide(axes)
-        figure.supxlabel(
-            "Dotted: proportional to events. Grey lines: the other methods.", fontsize=8
-        )
+            ends = []
+            for name, values, data, colour, dash in curves(figures, stage):
+                points = [(SHAPES[data].part(Fraction(size)).events, value)
+                          for size, value in zip(SIZES, values, strict=True) if value]  # fmt: skip
+                x, y = zip(*points, strict=True)
+                axes.plot(x, y, marker="o", markersize=3, color=colour, linestyle=dash, linewidth=1)
+                ends.append((x[-1] * 1.08, y[-1], name, colour))
+            if not ends:
+                continue
+            if stage == "memory":
+                axes.axhline(8, color="black", linewidth=0.8, linestyle="--")
+                axes.annotate("8 GiB", (axes.get_xlim()[0], 8.2), fontsize=7)
+            left, right = axes.get_xlim()
+            right *= (right / left) ** 0.35
+            low, high = axes.get_ylim()
+            for power in range(-10, 10):  # what is proportional to events
+                axes.plot([left, right], [10.0**power, 10.0**power * right / left], color="#CCCCCC",
+                          linewidth=0.8, linestyle=":", zorder=0)  # fmt: skip
+            axes.set_xlim(left, right)
+            axes.set_ylim(low, high)
+            label_ends(axes, ends)
+        figure.supxlabel("Dotted lines rise in proportion to events.", fontsize=8)
         with mpl.rc_context(STYLE):
             figure.savefig(DRAWING, format="svg", metadata={"Date": None})
 
