@@ -1,15 +1,14 @@
 """Speed as ratios, each against a reference measured in the same run: `nox -s bench`.
 
 Times are printed for the reader; what carries over to another machine is the ratio. One torch thread
-unless said; races with a peer (benchmarks/peers) take all cores on each side in turn. A bar is what the
-ratio should reach; a missed one is said, and is an error with --strict. Nothing here is a test.
+unless said, also of each side of a race with a peer (benchmarks/peers; --threads changes it). A bar is what
+the ratio should reach; a missed one is said, and is an error with --strict. Nothing here is a test.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -42,11 +41,6 @@ PARTS = ("command", "softmax", "m3bsr", "methods", "workers", "training", "evalu
 MIB = 512
 """What the cross-entropy over 618,529 items may take above the tables."""
 ROWS: list[Row] = []
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def note(
@@ -255,9 +249,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, help="these parts alone")
     parser.add_argument("--recbole", metavar="PYTHON", help="interpreter of RecBole's environment")
     parser.add_argument("--rectools", metavar="PYTHON", help="interpreter of RecTools' environment")
-    parser.add_argument(
-        "--threads", type=int, default=cores(), help="of each side of a race with a peer"
-    )
+    parser.add_argument("--threads", type=int, default=1, help="of each side of a race with a peer")
     parser.add_argument(
         "--strict", action="store_true", help="end with an error when a bar is missed"
     )
