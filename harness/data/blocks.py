@@ -24,6 +24,8 @@ from pyarrow import csv
 from harness.data.texts import Text
 from harness.errors import InputError
 
+MUCH = 1 << 22
+"""Bytes of a text with a header that are looked at for its encoding."""
 FIELDS = "wrong number of fields"
 BLANK = "blank line"
 """Reasons in the ledger."""
@@ -50,12 +52,12 @@ def layout_of(
     separators: Sequence[bytes] = (b"\x01", b"\t", b","),
     *,
     quoted_csv: bool = False,
-    more: bool = False,
+    lines: int = 1,
 ) -> Layout:
     """Separator, header and encoding of a text.
 
-    The separator is the first that cuts the first line in as many fields as there are columns (or, with
-    a header, that gives the names). A header may name the columns in another order and have more of them.
+    The separator is the first that gives the names of a header, or that cuts one of the first lines in as
+    many fields as there are columns. A header may name the columns in another order and have more of them.
     Text with a header that is not UTF-8 is GB18030, which holds GBK.
 
     Args:
@@ -63,17 +65,16 @@ def layout_of(
         columns: Names in the order of a file without header.
         separators: Those that may be.
         quoted_csv: Fields of a comma-separated file with a header may stand in double quotes.
-        more: A file without header may have further columns, whose names are column_N.
+        lines: First lines looked at where there is no header: a first line that is too short then
+            decides nothing.
 
     Raises:
         InputError: the first line has another number of fields, or a header lacks a column.
     """
     head = text.head()
-    encoding = encoding_of(head)
-    line = head.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0].rstrip(b"\r")
+    some = [line.rstrip(b"\r") for line in head.removeprefix(b"\xef\xbb\xbf").split(b"\n")[:lines]]
     for separator in separators:
-        fields = line.split(separator)
-        names = [_name(part) for part in fields]
+        names = [_name(part) for part in some[0].split(separator)]
         if len(set(columns) & set(names)) >= min(2, len(columns)):
             missing = [name for name in columns if name not in names]
             if missing:
@@ -81,13 +82,13 @@ def layout_of(
                     f"'{text.name}' has no column '{missing[0]}'; its header is {', '.join(names)}"
                 )
             return Layout(separator, tuple(names), header=True,
-                          quoted=quoted_csv and separator == b",", encoding=encoding)  # fmt: skip
-        if len(fields) == len(columns) or (more and len(fields) > len(columns)):
-            extra = [f"column_{place}" for place in range(len(columns), len(fields))]
-            return Layout(separator, (*columns, *extra))
+                          quoted=quoted_csv and separator == b",", encoding=encoding_of(text.head(MUCH)))  # fmt: skip
+    for separator in separators:
+        if any(len(line.split(separator)) == len(columns) for line in some):
+            return Layout(separator, tuple(columns))
     raise InputError(
         f"the first line of '{text.name}' has not the {len(columns)} fields {', '.join(columns)}: "
-        f"{line[:80]!r}"
+        f"{some[0][:80]!r}"
     )
 
 

@@ -15,7 +15,13 @@ SOME = 65_536
 
 
 class Labels(Sequence[str]):
-    """A sequence of texts over a pyarrow column or over numbers; see `Numbered` and `Column`."""
+    """A sequence of texts over a pyarrow column or over numbers; see `Numbered` and `Column`.
+
+    Texts asked for one by one are made in blocks, so that going through some in order is quick.
+    """
+
+    begin = 0
+    block: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -33,7 +39,11 @@ class Labels(Sequence[str]):
             return self.some(place)
         if not -len(self) <= place < len(self):
             raise IndexError(place)
-        return self.some(np.array([place % len(self)]))[0]
+        place %= len(self)
+        if not self.begin <= place < self.begin + len(self.block):
+            self.begin = place - place % SOME
+            self.block = tuple(self.some(slice(self.begin, self.begin + SOME)))
+        return self.block[place - self.begin]
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), SOME):

@@ -69,6 +69,8 @@ LOG_TYPES = {
     "vtime": pa.timestamp("s"),
 }  # fmt: skip
 PRODUCT_TYPES = {name: pa.string() for name in PRODUCT_COLUMNS} | {"item_id": pa.int32()}
+LINES = 20
+"""Lines that may show a file's form: a short line, of which there are some, may be the first."""
 LIVING = "item without a living picture"
 """Reason in the ledger."""
 SHARES = (0.1, 0.2, 0.29)
@@ -89,7 +91,7 @@ def rec_tmall_log(folder: Path) -> Log:
             example="tianchi_2014002_rec_tmall_log_parta.txt",
         )
     )
-    layouts = {text.name: layout_of(text, LOG_COLUMNS) for text in texts}
+    layouts = {text.name: layout_of(text, LOG_COLUMNS, lines=LINES) for text in texts}
 
     def decode(block: bytes, text: Text, first: bool) -> Decoded:
         rows = read_rows(block, layouts[text.name], LOG_TYPES, first=first)
@@ -194,7 +196,7 @@ def read_products(texts: Sequence[Text], chosen: Selected) -> dict[str, Any]:
         with Bar("reading products", total, chosen.staged.show) as bar:
             done = 0
             for text in texts:
-                layout = layout_of(text, PRODUCT_COLUMNS, quoted_csv=True)
+                layout = layout_of(text, PRODUCT_COLUMNS, quoted_csv=True, lines=LINES)
                 with text.open() as reading:
                     first = True
                     for block in reading.blocks():

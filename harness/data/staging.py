@@ -224,6 +224,7 @@ def stage(
         staged.read()
     except BaseException:
         staged.close()
+        staged.say_what_stays()
         raise
     return staged
 
@@ -281,23 +282,25 @@ class Staged:
         """Remove the folder if all went well and it is not to be kept."""
         self.close(remove=error is None and not self.keep)
         if error is not None or self.keep:
-            self._say(f"what was read stays in '{self.folder}'; the same log is not read again")
+            self.say_what_stays()
+
+    def say_what_stays(self) -> None:
+        """Where what was read lies, if it still does."""
+        if (self.folder / "journal.json").exists():
+            self._say(
+                f"what was read stays in '{self.folder}'; the same command goes on from there"
+            )
 
     def close(self, *, remove: bool = False) -> None:
         """Give the folder free, and remove it if told."""
         if remove:
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.lock.release()
         with contextlib.suppress(OSError):
-            self.lock_path.unlink(missing_ok=True)
+            self.folder.with_suffix(".lock").unlink(missing_ok=True)  # while it is still held
+        self.lock.release()
         if remove:
             with contextlib.suppress(OSError):
                 self.folder.parent.rmdir()
-
-    @property
-    def lock_path(self) -> Path:
-        """The lock's file."""
-        return self.folder.with_suffix(".lock")
 
     @property
     def ledger(self) -> dict[str, Any]:
@@ -364,6 +367,12 @@ class Staged:
         sample = np.sort(np.concatenate(users))
         edges = sample[np.arange(1, buckets) * len(sample) // buckets] if len(sample) else sample
         edges = np.unique(edges)
+        older = [str(path) for path in sorted(self.folder.parent.glob(f"{self.log.source}-*"))
+                 if path.is_dir() and path != self.folder]  # fmt: skip
+        if older:
+            self._say(
+                f"other readings of this source lie in {', '.join(older)}; delete them if done"
+            )
         for old in self.folder.iterdir():
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         return {
@@ -446,6 +455,7 @@ class Staged:
     def _save_reading(self) -> None:
         journal = self.journal
         if journal["unknown"] > MOST_UNKNOWN * journal["rows"]:
+            shutil.rmtree(self.folder, ignore_errors=True)
             names = [reason for reason in journal["dropped"] if reason.startswith("unknown action")]
             raise InputError(
                 f"{journal['unknown']:,} of the first {journal['rows']:,} rows of '{self.log.source}' "
