@@ -173,7 +173,7 @@ ROWS = (
     ),
     Source(
         "taobao", "Taobao UserBehavior.csv (plain or zipped) in --raw DIR",
-        tuple(name for name in LOG if name not in ("features", "survey")), RAW, _taobao,
+        tuple(name for name in LOG if name not in ("favor_rule", "features", "survey")), RAW, _taobao,
     ),
 )  # fmt: skip
 SOURCES = {row.name: row for row in ROWS}

@@ -275,7 +275,7 @@ def word_vectors(
             seen[row] = True
             if words in ("", "0"):
                 counts["no text"] += 1
-            elif not words.replace(",", "").isdecimal():
+            elif not words.replace(",", "").replace(" ", "").isdecimal():
                 counts["not word ids"] += 1
             else:
                 counts["words"] += 1
