@@ -1,19 +1,23 @@
 """Reading raw logs: a generator of logs of Rec-Tmall's form, the engines compared, and the reader measured.
 
-    python benchmarks/raw_readers.py generate --rows 1e7 --out scratch/raw      (43 bytes a row)
+    python benchmarks/raw_readers.py generate scratch/raw --rows 1e7      (42 bytes a row)
     python benchmarks/raw_readers.py engines scratch/raw     each engine decodes the log to four columns
     python benchmarks/raw_readers.py prepare scratch/raw     the project's reader, from text to prepared set
 
 Every measurement is a process of its own, with its peak of resident memory, and is printed as a ratio to
 plain reading of the same file (`read`, what cat does) in the same run; the file is in the page cache, so
 plain reading is faster than any disk. polars and duckdb are measured where they are installed; the project
-needs neither. On two cores of a server with 1e7 rows (two runs each; speed as a share of plain reading):
+needs neither. Two cores of a server, 1e7 rows, two runs each, time in times of plain reading (3.6 GB/s):
 
-    pyarrow, two blocks at a time    0.23 to 0.26      what the project does
-    polars, scan_csv of the file     0.20 to 0.22
-    polars, block by block           0.14 to 0.19
-    duckdb, read_csv of the file     0.15 to 0.16
-    pyarrow, its own threads         0.09 to 0.10
+    pyarrow, two blocks at a time       10.4 to 11.2    what the project does, import of its reader included
+    pyarrow, its own threads            12.9 to 13.8
+    pyarrow, one block after the other  16.3 to 16.6
+    polars, scan_csv of the file         9.4 to  9.9    cannot stream a member of an archive
+    polars, block by block              11.6 to 16.7
+    duckdb, read_csv of the file        11.3 to 18.7    as polars
+
+pyarrow is level with the best within what two runs can tell, reads archives as they stream, and is
+needed for parquet anyway.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Axes: row = records of a bucket, kept = events of the kept users in their final 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,12 +147,12 @@ class Chosen:
     kept_users: int
     ledger: Mapping[str, int]
 
-    def counts(self) -> tuple[dict[str, int], Int[ndarray, " item"]]:
-        """What a survey needs: users, clicks, favors, source_users, and the distinct items."""
+    def counts(self) -> tuple[dict[str, int], Int[ndarray, " kept"]]:
+        """What a survey needs: users, clicks, favors, source_users, and the items."""
         clicks = int((self.behaviour == CLICK).sum())
         numbers = {"users": self.kept_users, "clicks": clicks, "favors": len(self.user) - clicks,
                    "source_users": len(self.users)}  # fmt: skip
-        return numbers, np.unique(self.item)
+        return numbers, self.item
 
 
 def choose(columns: Columns, duplicates: int, selection: Selection) -> Chosen:
@@ -251,3 +251,22 @@ class Touched:
     def numbers(self) -> Int[ndarray, " distinct"]:
         """The distinct numbers, ascending."""
         return np.concatenate([np.nonzero(self.marks)[0], self.large])
+
+    def places(self) -> Callable[[Int[ndarray, " number"]], Int[ndarray, " number"]]:
+        """A function from numbers that were added to their places among the distinct ones.
+
+        Marked numbers are looked up in a table: among millions that is ten times quicker than a search.
+        """
+        table = np.cumsum(self.marks, dtype=np.int32) - np.int32(1)
+        marked, large = int(self.marks.sum()), self.large
+
+        def place(numbers: Int[ndarray, " number"]) -> Int[ndarray, " number"]:
+            if not len(large):
+                return np.asarray(table[numbers])
+            return np.where(
+                numbers < len(table),
+                np.append(table, 0)[np.minimum(numbers, len(table))],
+                marked + np.searchsorted(large, numbers),
+            )
+
+        return place

@@ -713,10 +713,10 @@ class Selected:
         touched = Touched()
         for part in parts:
             touched.add(part)
-        numbers = touched.numbers()
+        numbers, place = touched.numbers(), touched.places()
         with (self.folder / "place").open("wb") as file:
             for part in parts:
-                np.searchsorted(numbers, part).astype("<i4").tofile(file)
+                place(part).astype("<i4").tofile(file)
         _step("items")
         return numbers
 
