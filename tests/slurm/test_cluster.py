@@ -424,7 +424,7 @@ def test_a_sick_node_stands_out_and_can_be_left_out(
 ) -> None:
     some = cells(methods="markov", seeds=4)
     sick = '[ "$SLURMD_NODENAME" != n1 ] || exit 9'
-    cluster, _ = submit(places, some, cpus=8, memory="3G", setup=(sick,), pack_minutes=1, job=60.0)
+    cluster, _ = submit(places, some, cpus=8, memory="3G", setup=(sick,), pack_minutes=1, job=600.0)
     wait_until(lambda: ended(cluster), "the jobs")
     assert status(["--results", str(places.results)]) == 0
     assert "jobs ended (FAILED on n1) without Markov tiny seed" in capsys.readouterr().out
