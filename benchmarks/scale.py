@@ -617,8 +617,8 @@ class Figures:
         return None if value is None else float(value)
 
     def peak(self, data: str, size: str, method: str, name: str = "own_mib") -> float | None:
-        """Largest of all stages of a method, if it went through all of them."""
-        if not self.row(data, size, method, "ranking"):
+        """Largest of all stages of a method, if it was trained or ranked."""
+        if not self.epochs(data, size, method) and not self.row(data, size, method, "ranking"):
             return None
         return max(row[name] for key, row in self.rows.items() if key[:3] == (data, size, method))
 
