@@ -239,30 +239,22 @@ ENGINES: dict[str, Callable[[Path], int]] = {
 def stages(folder: Path, scratch: Path) -> dict[str, float]:
     """The project's own reader: seconds of reading, selecting and writing the prepared set."""
     pa.set_cpu_count(1)
-    begun, seconds = time.perf_counter(), {}
+    begun, seconds, peaks = time.perf_counter(), {}, {}
 
     def lap(name: str) -> None:
         seconds[name] = time.perf_counter() - begun - sum(seconds.values())
-        seconds[f"{name} peak MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peaks[f"{name}, peak MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"{name}: {seconds[name]:.2f} s", file=sys.stderr, flush=True)
 
-    def took() -> None:
-        for name in [name for name in seconds if name.endswith("MiB")]:
-            peaks[name] = seconds.pop(name)
-
-    peaks: dict[str, float] = {}
     with stage(rec_tmall_log(folder), scratch, show=False) as staged:
         lap("reading to buckets, with SHA-256")
-        took()
         disk = sum(path.stat().st_size for path in staged.folder.iterdir() if path.is_file())
         chosen = staged.select(Selection())
         lap("ordering and selecting")
-        took()
         raw = chosen.raw(user_prefix="u", **read_products(product_texts(folder), chosen))
         lap("products")
-        took()
         manifest = prepare(raw, scratch, "bench")
         lap("prepare")
-        took()
     shutil.rmtree(scratch)
     return {**seconds, **peaks, "staging MB": disk / 1e6, **manifest["table1"]}
 
