@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fnmatch import fnmatch
+from functools import cache
 from typing import Any
 
 import torch
@@ -75,18 +76,29 @@ SHOWN = (*GROUPS, "element-wise", "batches", "Python")
 """Groups in the order in which they are printed; together they are the wall clock's time."""
 
 
+@cache
+def _range(name: str) -> str | None:
+    """The group that a range of this name stands for; None for an event that is no such range."""
+    return next((group for pattern, group in INSIDE.items() if fnmatch(name, pattern)), None)
+
+
+@cache
+def _named(name: str) -> str | None:
+    """The group of an operation of this name; None for autograd's own steps."""
+    for group, patterns in GROUPS.items():
+        if any(fnmatch(name, pattern) for pattern in patterns):
+            return group
+    return "element-wise" if name.startswith("aten::") else None
+
+
 def group_of(event: Any) -> str | None:
     """The group of a profiled event; None for autograd's own steps, which count with Python."""
     above = event
     while above is not None:
-        for pattern, group in INSIDE.items():
-            if fnmatch(above.name, pattern):
-                return group
-        above = above.cpu_parent
-    for group, patterns in GROUPS.items():
-        if any(fnmatch(event.name, pattern) for pattern in patterns):
+        if (group := _range(above.name)) is not None:
             return group
-    return "element-wise" if event.name.startswith("aten::") else None
+        above = above.cpu_parent
+    return _named(event.name)
 
 
 def shares(trainer: Trainer, number: int, most: int = 20) -> dict[str, float]:
