@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from harness.compose import Budget
+from harness.compose import Budget, compose_cell
 from harness.config import cell_key
 from harness.experiments import all as everything
 from harness.experiments import artefact
 from harness.experiments.common import Request
 from harness.reproduce import main
 from harness.run import Places
+from harness.zoo import find
 
 
 def request(data: Path, results: Path, budget: Budget = Budget.smoke) -> Request:
@@ -37,6 +38,15 @@ def test_a_cell_that_two_artefacts_need_is_planned_once(data: Path, tmp_path: Pa
     assert parts["figure4"] & parts["table2"]
     assert not parts["table4"] & parts["table2"]
     assert len(keys) < sum(map(len, parts.values()))
+
+
+def test_a_composed_cell_is_the_callers_own() -> None:
+    first = compose_cell(find("sasrec"), "tiny", Budget.smoke)
+    key = cell_key(first)
+    first.train.epochs = 77
+    second = compose_cell(find("sasrec"), "tiny", Budget.smoke)
+    assert cell_key(second) == key
+    assert second.train.epochs != 77
 
 
 def test_tuning_comes_first_where_its_choice_decides(data: Path, tmp_path: Path) -> None:
