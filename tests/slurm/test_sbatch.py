@@ -23,28 +23,29 @@ def finished(job: str) -> str:
     return state.name
 
 
-def sbatch(folder: Path, *words: str, cores: int = 2) -> str:
-    command = ["sbatch", "--parsable", "-c", str(cores), "--mem=3000", f"--output={folder}/out",
+def sbatch(folder: Path, *words: str, cores: int, gpus: int = 0) -> str:
+    asked = ["-c", str(cores), *([f"--gpus-per-node={gpus}"] if gpus else [])]
+    command = ["sbatch", "--parsable", *asked, "--mem=3000", f"--output={folder}/out",
                f"--export=ALL,PYTHON={sys.executable}", str(ROOT / "slurm/reproduce.sbatch"), *words]  # fmt: skip
     return subprocess.run(
         command, check=True, capture_output=True, text=True, cwd=ROOT
     ).stdout.strip()
 
 
-def test_an_artefact_is_run_and_printed_inside_a_job(data: Path, tmp_path: Path) -> None:
+def test_an_artefact_is_run_and_printed_inside_a_job_on_all_its_gpus(data: Path, tmp_path: Path) -> None:
     places = ["--data-dir", str(data), "--results", str(tmp_path / "results")]
     words = ["table2", "--data", "tiny", *places, "--budget", "smoke", "--methods", "gru4rec"]
-    job = sbatch(tmp_path, *words, cores=3)
+    job = sbatch(tmp_path, *words, cores=1, gpus=2)
     assert finished(job) == "COMPLETED"
-    assert "on 3 workers" in (tmp_path / "out").read_text()
+    assert "on 2 workers" in (tmp_path / "out").read_text()
     assert (tmp_path / "results/tables/table2/tiny/table.md").exists()
 
 
-def test_told_to_stop_it_is_queued_again_and_goes_on(data: Path, tmp_path: Path) -> None:
+def test_told_to_stop_it_is_queued_again_and_goes_on_with_all_its_cores(data: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
     words = ["table2", "--data", "tiny", "--data-dir", str(data), "--results", str(results), "--budget",
              "smoke", "--methods", "gru4rec", "train.epochs=60", "train.patience=60"]  # fmt: skip
-    job = sbatch(tmp_path, *words)
+    job = sbatch(tmp_path, *words, cores=3)
     deadline = time.monotonic() + 180
     while not list(results.glob("checkpoints/*.pt")):
         assert time.monotonic() < deadline, "waited in vain for an epoch"
@@ -52,6 +53,7 @@ def test_told_to_stop_it_is_queued_again_and_goes_on(data: Path, tmp_path: Path)
     subprocess.run(["scancel", "--batch", "--signal=USR2", job], check=True)
     assert finished(job) == "COMPLETED"
     said = (tmp_path / "out").read_text()
+    assert "on 3 workers" in said
     assert "queued again" in said
     assert "interrupted; what is finished is stored" in said
     assert (results / "tables/table2/tiny/table.md").exists()
