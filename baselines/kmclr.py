@@ -364,9 +364,7 @@ class Clusters(Source):
         return found
 
 
-def drawn(
-    wanted: Bool[Tensor, " item_row"], generator: torch.Generator
-) -> Int[Tensor, " point"]:
+def drawn(wanted: Bool[Tensor, " item_row"], generator: torch.Generator) -> Int[Tensor, " point"]:
     """The wanted rows, or FIT_POINTS of them, ascending."""
     rows = wanted.nonzero().squeeze(1)
     if len(rows) <= FIT_POINTS:

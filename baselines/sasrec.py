@@ -378,7 +378,9 @@ class SASRec(Recommender):
         slots = self.reading.slots(batch.history, width)
         row, place = ((batch.targets > 0) & (slots >= 0)).nonzero(as_tuple=True)
         slot = slots[row, place]
-        read = 1 if bool((slot == width - 1).all()) else width  # one target a row: a batch of prefixes
+        read = (
+            1 if bool((slot == width - 1).all()) else width
+        )  # one target a row: a batch of prefixes
         query = self.last_norm(self.states(history, read)[row, slot - (width - read)])
         target, user = batch.targets[row, place], history.user[row]
         costs = self.place_loss(query, self.item_table, target, user, batch.generator)

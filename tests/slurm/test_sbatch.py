@@ -32,7 +32,9 @@ def sbatch(folder: Path, *words: str, cores: int, gpus: int = 0) -> str:
     ).stdout.strip()
 
 
-def test_an_artefact_is_run_and_printed_inside_a_job_on_all_its_gpus(data: Path, tmp_path: Path) -> None:
+def test_an_artefact_is_run_and_printed_inside_a_job_on_all_its_gpus(
+    data: Path, tmp_path: Path
+) -> None:
     places = ["--data-dir", str(data), "--results", str(tmp_path / "results")]
     words = ["table2", "--data", "tiny", *places, "--budget", "smoke", "--methods", "gru4rec"]
     job = sbatch(tmp_path, *words, cores=1, gpus=2)
@@ -41,7 +43,9 @@ def test_an_artefact_is_run_and_printed_inside_a_job_on_all_its_gpus(data: Path,
     assert (tmp_path / "results/tables/table2/tiny/table.md").exists()
 
 
-def test_told_to_stop_it_is_queued_again_and_goes_on_with_all_its_cores(data: Path, tmp_path: Path) -> None:
+def test_told_to_stop_it_is_queued_again_and_goes_on_with_all_its_cores(
+    data: Path, tmp_path: Path
+) -> None:
     results = tmp_path / "results"
     words = ["table2", "--data", "tiny", "--data-dir", str(data), "--results", str(results), "--budget",
              "smoke", "--methods", "gru4rec", "train.epochs=60", "train.patience=60"]  # fmt: skip
