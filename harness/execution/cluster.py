@@ -11,7 +11,6 @@ core, one result a cell, locks, checkpoints every epoch.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import secrets
@@ -19,16 +18,14 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import submitit
-from submitit.core.utils import FailedJobError
 
 from harness.config import Cell, cell_key
 from harness.errors import InputError, warnings_in_one_line
+from harness.execution.arrays import submit_array
 from harness.execution.here import gpus, name_of, run_here
 from harness.execution.live import Board, Failure
 from harness.execution.plan import alone
@@ -41,7 +38,6 @@ from harness.execution.slurm import (
     megabytes,
     most_memory_of,
     named,
-    outside_jobs,
     settled_for,
     states,
 )
@@ -52,8 +48,6 @@ from harness.zoo import find
 
 GUESS = 600.0
 """Seconds of a cell that nothing is known of."""
-MOST_TIMEOUTS = 1000
-"""Requeues of one job after its time limit; each one has finished epochs."""
 SECONDS_OF_LAG = 60.0
 """How late a shared disk may show what a node has written."""
 OUT_OF_MEMORY = ("OUT_OF_MEMORY", "oom-kill", "oom_kill", "exceeded memory limit", "out of memory?")
@@ -273,26 +267,14 @@ class Cluster:
             exclusive=exclusive,
             submitted=time.time(),
         )
-        self.logs.mkdir(parents=True, exist_ok=True)
         self._write(one)
-        executor = submitit.SlurmExecutor(
-            self.logs, max_num_timeout=MOST_TIMEOUTS, python=profile.python or None
-        )
-        executor.update_parameters(**_parameters(profile, one))
         places = Places(self.places.data.resolve(), self.places.results.resolve())
-        with outside_jobs(), redirect_stderr(io.StringIO()):  # submitit repeats what sbatch says
-            try:
-                with executor.batch():
-                    submitted = [executor.submit(Pack(job, places, _codes(job))) for job in jobs]
-                one.array = submitted[0].job_id.partition("_")[0]
-            except FailedJobError as error:
-                (self.folder / f"{one.id}.json").unlink(missing_ok=True)
-                said = [line for line in str(error).splitlines() if line.strip()]
-                reason = next((line for line in said if "error" in line.lower()), said[-1])
-                raise InputError(
-                    f"sbatch refused: {reason.removeprefix('sbatch: ')}; see python -m harness.doctor, "
-                    "and set slurm.partition, slurm.minutes, ..."
-                ) from error
+        calls = [Pack(job, places, _codes(job)) for job in jobs]
+        try:
+            one.array = submit_array(calls, profile, self.logs, one.job_name, exclusive=exclusive)
+        except InputError:
+            (self.folder / f"{one.id}.json").unlink(missing_ok=True)
+            raise
         self._write(one)
         return one
 
@@ -412,34 +394,3 @@ def _keys(one: Submission) -> list[str]:
 
 def _codes(cells: Sequence[Cell]) -> dict[str, str]:
     return {cell.method: code_fingerprint(find(cell.method).module) for cell in cells}
-
-
-def _parameters(profile: SlurmProfile, one: Submission) -> dict[str, Any]:
-    """Options of sbatch as submitit calls them."""
-    asked: dict[str, Any] = {
-        "job_name": one.job_name,
-        "partition": profile.partition,
-        "account": profile.account,
-        "qos": profile.qos,
-        "constraint": profile.constraint,
-        "gpus_per_node": profile.gpus,
-        "gres": profile.gres,
-        "exclusive": one.exclusive,
-    }
-    return {
-        **{key: value for key, value in asked.items() if value},
-        "nodes": 1,
-        "ntasks_per_node": 1,
-        "cpus_per_task": profile.cpus,
-        "mem": profile.memory,
-        "time": profile.minutes,
-        "array_parallelism": profile.parallel,
-        "signal_delay_s": profile.signal_seconds,
-        "setup": list(profile.setup) or None,
-        "wckey": None,  # submitit's own is refused where such keys are enforced
-        # since SLURM 22.05 a step no longer inherits the cores of its job
-        "srun_args": ["--cpu-bind=none", f"--cpus-per-task={profile.cpus}", *profile.srun],
-        "additional_parameters": {
-            ("requeue" if profile.requeue else "no-requeue"): True, **profile.sbatch
-        },
-    }  # fmt: skip

@@ -10,18 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.core.utils import FailedJobError
 
 from harness.data.extraction import Parts
-from harness.errors import InputError, unknown, warnings_in_one_line
-from harness.execution.slurm import (
-    SlurmProfile,
-    outside_jobs,
-    read_profile,
-    read_site,
-    settle,
-    states,
-)
+from harness.errors import unknown, warnings_in_one_line
+from harness.execution.arrays import submit_array
+from harness.execution.slurm import read_profile, read_site, settle, states
 from harness.features.work import Request, work
 
 MOST_JOBS = 16
@@ -85,7 +78,7 @@ def on_slurm(
     profile = settle(read_profile(name, words), read_site())
     count = min(jobs or MOST_JOBS, len(parts.chunks))
     logs = parts.folder.absolute() / "logs"
-    array = _submit(request, profile, count, logs)
+    array = submit_array(_shares(request, count), profile, logs, "m3bsr-features")
     told.append({"array": array, "jobs": count, "submitted": time.time(), "merged": False})
     _write(record, told)
     before = f" (what stopped earlier jobs is in {logs})" if arrays else ""
@@ -99,11 +92,8 @@ def _write(record: Path, told: list[dict[str, Any]]) -> None:
     scratch.replace(record)
 
 
-def _submit(request: Request, profile: SlurmProfile, count: int, logs: Path) -> str:
-    """Submit the shares as one array; its job id."""
-    logs.mkdir(parents=True, exist_ok=True)
-    executor = submitit.SlurmExecutor(logs, python=profile.python or None, max_num_timeout=1000)
-    executor.update_parameters(**_parameters(profile))
+def _shares(request: Request, count: int) -> list[Share]:
+    """The request in so many shares, which together keep to its rate, wherever a job starts."""
     absolute = replace(
         request,
         out=request.out.absolute(),
@@ -112,52 +102,9 @@ def _submit(request: Request, profile: SlurmProfile, count: int, logs: Path) -> 
         text=_at_home(request.text),
         fetch=replace(request.fetch, rate=request.fetch.rate / count),
     )
-    shares = [replace(absolute, shard=(share, count)) for share in range(1, count + 1)]
-    with outside_jobs():
-        try:
-            with executor.batch():
-                submitted = [executor.submit(Share(share)) for share in shares]
-        except FailedJobError as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            reason = next((line for line in lines if "error" in line.lower()), lines[-1])
-            raise InputError(
-                f"sbatch refused: {reason.removeprefix('sbatch: ')}; see python -m harness.doctor, "
-                "and set slurm.partition, slurm.minutes, ..."
-            ) from error
-    array: str = submitted[0].job_id.partition("_")[0]
-    return array
+    return [Share(replace(absolute, shard=(share, count))) for share in range(1, count + 1)]
 
 
 def _at_home(source: Any) -> Any:
     """A model whose folder a job finds from wherever it starts."""
     return None if source is None else replace(source, folder=source.folder.absolute())
-
-
-def _parameters(profile: SlurmProfile) -> dict[str, Any]:
-    """Options of sbatch as submitit calls them."""
-    asked: dict[str, Any] = {
-        "partition": profile.partition,
-        "account": profile.account,
-        "qos": profile.qos,
-        "constraint": profile.constraint,
-        "gpus_per_node": profile.gpus,
-        "gres": profile.gres,
-    }
-    return {
-        **{key: value for key, value in asked.items() if value},
-        "job_name": "m3bsr-features",
-        "nodes": 1,
-        "ntasks_per_node": 1,
-        "cpus_per_task": profile.cpus,
-        "mem": profile.memory,
-        "time": profile.minutes,
-        "array_parallelism": profile.parallel,
-        "signal_delay_s": profile.signal_seconds,
-        "setup": list(profile.setup) or None,
-        "wckey": None,  # submitit's own is refused where such keys are enforced
-        # since SLURM 22.05 a step no longer inherits the cores of its job
-        "srun_args": ["--cpu-bind=none", f"--cpus-per-task={profile.cpus}", *profile.srun],
-        "additional_parameters": {
-            ("requeue" if profile.requeue else "no-requeue"): True, **profile.sbatch
-        },
-    }  # fmt: skip

@@ -9,7 +9,8 @@ import pytest
 from submitit.slurm.slurm import _make_sbatch_string
 
 from harness.errors import InputError
-from harness.execution.cluster import Look, Submission, _parameters
+from harness.execution.arrays import options
+from harness.execution.cluster import Look, Submission
 from harness.execution.remote import _states
 from harness.execution.slurm import (
     PROFILES,
@@ -211,8 +212,7 @@ def test_the_example_site_becomes_these_words_of_sbatch() -> None:
 
 def words_of(settled: SlurmProfile) -> dict[str, str]:
     """The #SBATCH lines that three such jobs get, but for the paths of their logs."""
-    one = Submission("1", "table2", "a command", [["a"], ["b"], ["c"]], {}, settled.memory)
-    script = _make_sbatch_string("run", Path("logs"), map_count=3, **_parameters(settled, one))
+    script = _make_sbatch_string("run", Path("logs"), map_count=3, **options(settled, "m3bsr-1"))
     lines = [line.removeprefix("#SBATCH --") for line in script.splitlines() if "#SBATCH" in line]
     found = {name: value for name, _, value in (line.partition("=") for line in lines)}
     assert "module load python/3.11" in script
