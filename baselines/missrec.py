@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from models.interface import (
     Batch,
@@ -43,6 +44,10 @@ POINTS = 4096
 """Points whose distances to all centroids are held at once."""
 ROWS = 256
 """Points whose distances to all points are held at once (DPC-KNN): 51 MB at 50,000 points."""
+WHOLE = 1 << 17
+"""Item rows whose vectors are made all at once; where there are more, a block of them at a time."""
+BLOCK = 4096
+"""Rows of such a block, but for the softmax, which chooses its own."""
 
 
 class Clusters(Enum):
@@ -433,8 +438,7 @@ class Interests(nn.Module):
     @torch.no_grad()
     def refresh(
         self,
-        text: Float[Tensor, "item_row d"],
-        image: Float[Tensor, "item_row d"],
+        points: Float[Tensor, "point d"],
         clustered: Bool[Tensor, "item_row 2"],
         ratio: float,
         generator: torch.Generator,
@@ -442,13 +446,11 @@ class Interests(nn.Module):
         """Cluster the vectors of both modalities together.
 
         Args:
-            text: t of each item.
-            image: v of each item.
+            points: t of the items whose texts take part, then v of those whose images do.
             clustered: whether the text, the image of an item takes part.
             ratio: clusters a vector.
             generator: of the draws.
         """
-        points = torch.cat([text[clustered[:, 0]], image[clustered[:, 1]]])
         for buffer in (self.centroids, self.text_cluster, self.image_cluster):
             buffer.zero_()
         if len(points):
@@ -497,9 +499,57 @@ class Modalities(nn.Module):
         self.image_adaptor = nn.Linear(catalogue.image.shape[1], d)
 
     def forward(self) -> tuple[Float[Tensor, "item_row d"], Float[Tensor, "item_row d"]]:
-        """Vectors t and v."""
-        dtype = self.text_adaptor.weight.dtype
-        return self.text_adaptor(self.text.to(dtype)), self.image_adaptor(self.image.to(dtype))
+        """Vectors t and v of all items."""
+        return self.adapted(self.weights(), self.text, self.image)
+
+    def weights(self) -> list[Tensor]:
+        """Of both adaptors."""
+        text, image = self.text_adaptor, self.image_adaptor
+        return [text.weight, text.bias, image.weight, image.bias]
+
+    @staticmethod
+    def adapted(
+        weights: Sequence[Tensor],
+        text: Float[Tensor, "row text_width"],
+        image: Float[Tensor, "row image_width"],
+    ) -> tuple[Float[Tensor, "row d"], Float[Tensor, "row d"]]:
+        """Vectors t and v of some items, with these weights."""
+        text_weight, text_bias, image_weight, image_bias = weights
+        dtype = text_weight.dtype
+        texts = functional.linear(text.to(dtype), text_weight, text_bias)
+        return texts, functional.linear(image.to(dtype), image_weight, image_bias)
+
+    def some(
+        self, items: Int[Tensor, " row"]
+    ) -> tuple[Float[Tensor, "row d"], Float[Tensor, "row d"]]:
+        """Vectors t and v of these items, in blocks that the way back makes again.
+
+        What they are made from, up to 10 KB an item, is so held a block at a time.
+        """
+
+        def made(block: Int[Tensor, " some"]) -> tuple[Tensor, Tensor]:
+            return self.adapted(self.weights(), self.text[block], self.image[block])
+
+        blocks = [checkpoint(made, block, use_reentrant=False) for block in items.split(BLOCK)]
+        texts, images = zip(*blocks, strict=True)
+        return torch.cat(texts), torch.cat(images)
+
+    @torch.no_grad()
+    def points(self) -> Float[Tensor, "point d"]:
+        """Vectors t of the items whose texts are clustered, then v of those whose images are."""
+        clustered = self.clustered()
+        if len(self.text) <= WHOLE:
+            text, image = self()
+            return torch.cat([text[clustered[:, 0]], image[clustered[:, 1]]])
+        weight, end = self.text_adaptor.weight, [0, int(clustered[:, 0].sum())]
+        points = weight.new_empty(int(clustered.sum()), len(weight))
+        for block in blocks_of(len(self.text)):
+            made = self.adapted(self.weights(), self.text[block], self.image[block])
+            for modality, vectors in enumerate(made):
+                chosen = vectors[clustered[block, modality]]
+                points[end[modality] : end[modality] + len(chosen)] = chosen
+                end[modality] += len(chosen)
+        return points
 
     def clustered(self) -> Bool[Tensor, "item_row 2"]:
         """Which texts and images are points of the clustering: all, but not padding."""
@@ -507,14 +557,20 @@ class Modalities(nn.Module):
         return (rows > 0).unsqueeze(1).expand(-1, 2)
 
     def read(
-        self, text: Float[Tensor, "item_row d"], image: Float[Tensor, "item_row d"]
-    ) -> tuple[Float[Tensor, "item_row d"], Float[Tensor, "item_row d"]]:
+        self,
+        text: Float[Tensor, "row d"],
+        image: Float[Tensor, "row d"],
+        present: Bool[Tensor, "row 2"],  # noqa: ARG002
+    ) -> tuple[Float[Tensor, "row d"], Float[Tensor, "row d"]]:
         """What a history sums of each item: t and v."""
         return text, image
 
     def scored(
-        self, text: Float[Tensor, "item_row d"], image: Float[Tensor, "item_row d"]
-    ) -> list[Float[Tensor, "item_row d"]]:
+        self,
+        text: Float[Tensor, "row d"],
+        image: Float[Tensor, "row d"],
+        present: Bool[Tensor, "row 2"],  # noqa: ARG002
+    ) -> list[Float[Tensor, "row d"]]:
         """What a user is compared with: t and v of length 1."""
         return [functional.normalize(text, dim=1), functional.normalize(image, dim=1)]
 
@@ -527,28 +583,42 @@ class MaskedModalities(Modalities):
         return self.present & super().clustered()
 
     def read(
-        self, text: Float[Tensor, "item_row d"], image: Float[Tensor, "item_row d"]
-    ) -> tuple[Float[Tensor, "item_row d"], Float[Tensor, "item_row d"]]:
+        self,
+        text: Float[Tensor, "row d"],
+        image: Float[Tensor, "row d"],
+        present: Bool[Tensor, "row 2"],
+    ) -> tuple[Float[Tensor, "row d"], Float[Tensor, "row d"]]:
         """Zeros where missing."""
-        return text * self.present[:, :1], image * self.present[:, 1:]
+        return text * present[:, :1], image * present[:, 1:]
 
     def scored(
-        self, text: Float[Tensor, "item_row d"], image: Float[Tensor, "item_row d"]
-    ) -> list[Float[Tensor, "item_row d"]]:
+        self,
+        text: Float[Tensor, "row d"],
+        image: Float[Tensor, "row d"],
+        present: Bool[Tensor, "row 2"],
+    ) -> list[Float[Tensor, "row d"]]:
         """The other modality stands in for a missing one: any weights of two equals give it alone."""
-        texts, images = super().scored(*self.read(text, image))
-        has_text, has_image = self.present[:, :1], self.present[:, 1:]
+        texts, images = super().scored(*self.read(text, image, present), present)
+        has_text, has_image = present[:, :1], present[:, 1:]
         return [torch.where(has_text, texts, images), torch.where(has_image, images, texts)]
 
 
 class NoIds(nn.Module):
     """Items without id vectors: pre-training, and the inductive way."""
 
-    def add(self, x: Float[Tensor, "item_row d"]) -> Float[Tensor, "item_row d"]:
+    def lines(self) -> list[Tensor]:
+        """What an id vector is made from, each with one line an item row: nothing."""
+        return []
+
+    def add(
+        self,
+        x: Float[Tensor, "row d"],
+        lines: Sequence[Tensor],  # noqa: ARG002
+    ) -> Float[Tensor, "row d"]:
         """Nothing added."""
         return x
 
-    def scored(self) -> list[Float[Tensor, "item_row d"]]:
+    def scored(self, lines: Sequence[Tensor]) -> list[Float[Tensor, "row d"]]:  # noqa: ARG002
         """Nothing to compare a user with."""
         return []
 
@@ -561,19 +631,29 @@ class IdTable(NoIds):
         self.weight = nn.Parameter(nn.init.normal_(torch.empty(items + 1, d), std=0.02))
         nn.init.zeros_(self.weight[0].detach())
 
-    def table(self) -> Float[Tensor, "item_row d"]:
-        """Without a gradient at the padding row, which a norm of length 0 would make infinite."""
+    def lines(self) -> list[Tensor]:
+        """E, and 0 for padding, 1 for every item.
+
+        Their product is E without a gradient at the padding row, which a norm of length 0 would make
+        infinite.
+        """
         real = torch.ones_like(self.weight[:, :1])
         real[0] = 0
-        return self.weight * real
+        return [self.weight, real]
 
-    def add(self, x: Float[Tensor, "item_row d"]) -> Float[Tensor, "item_row d"]:
+    def add(self, x: Float[Tensor, "row d"], lines: Sequence[Tensor]) -> Float[Tensor, "row d"]:
         """E added (L3)."""
-        return x + self.table()
+        return x + lines[0] * lines[1]
 
-    def scored(self) -> list[Float[Tensor, "item_row d"]]:
+    def scored(self, lines: Sequence[Tensor]) -> list[Float[Tensor, "row d"]]:
         """E with rows of length 1."""
-        return [functional.normalize(self.table(), dim=1)]
+        return [functional.normalize(lines[0] * lines[1], dim=1)]
+
+
+def blocks_of(rows: int) -> Iterator[slice]:
+    """The item rows, a block at a time."""
+    for start in range(0, rows, BLOCK):
+        yield slice(start, start + BLOCK)
 
 
 def everything(history: History) -> History:
@@ -622,16 +702,22 @@ def fused(
 
 @dataclass(frozen=True)
 class Items:
-    """Every item as it is read, and as it is scored."""
+    """Items as they are read, and as they are scored: all, or some."""
 
-    text: Float[Tensor, "item_row d"]
+    text: Float[Tensor, "row d"]
     """What its text (and its id) adds to a history (L3)."""
-    image: Float[Tensor, "item_row d"]
+    image: Float[Tensor, "row d"]
     """What its image adds."""
-    scored: list[Float[Tensor, "item_row d"]]
+    scored: list[Float[Tensor, "row d"]]
     """Unit vectors: text, image and, with ids, the id's (L7)."""
-    gamma: Float[Tensor, " item_row"]
+    gamma: Float[Tensor, " row"]
     """Fusion factor."""
+    place: Int[Tensor, " item_row"] | None = None
+    """Row of each item; None where that is its number, as all are here."""
+
+    def row(self, items: Int[Tensor, "*_"]) -> Int[Tensor, "*_"]:
+        """Where these items are."""
+        return items if self.place is None else self.place[items]
 
 
 @dataclass(frozen=True)
@@ -695,7 +781,9 @@ class MISSRec(Recommender):
       - Histories stand at the right; positions still count from the oldest event. Of the last
         decoder layer only the slot that is read is computed. A history without events is read as one
         padding item without interests.
-      - The softmax over all rows is exact but made in blocks of rows, three products each.
+      - The softmax over all rows is exact but made in blocks of rows, three products each. Beyond
+        131,072 rows the items' vectors are made in these blocks too, and of the items that a batch
+        names: the same numbers to rounding, in less memory (docs/scale.md).
 
     Raises:
         ValueError: A size, share or rate that makes no model.
@@ -729,6 +817,7 @@ class MISSRec(Recommender):
             self.register_buffer("gamma", gamma, persistent=False)
         else:
             self.gamma = nn.Parameter(gamma)
+        self.many = catalogue.items + 1 > WHOLE
         self.penalty = pooled_interests if config.reg is Reg.as_coded else no_penalty
         self.stays = STAYS[config.drop]
         self.freezes = config.pretrain is Pretrain.in_domain
@@ -748,9 +837,8 @@ class MISSRec(Recommender):
             parameter.requires_grad_(moves)
         pretrains, config = bool(self.pretraining), self.config
         ratio = config.pretrain_interest_ratio if pretrains else config.interest_ratio
-        with torch.no_grad():
-            text, image = self.modalities()
-        self.interests.refresh(text, image, self.modalities.clustered(), ratio, generator)
+        points = self.modalities.points()
+        self.interests.refresh(points, self.modalities.clustered(), ratio, generator)
         self._remembered.clear()
 
     def stage_ended(self, epochs: int, generator: torch.Generator) -> bool:  # noqa: ARG002
@@ -775,19 +863,44 @@ class MISSRec(Recommender):
 
     def next_item(self, history: History, target: Int[Tensor, " batch"]) -> Losses:
         """Fine-tuning: cross-entropy over all rows, that of padding too, and the regulariser."""
-        items = self.items()
-        output = self.output(items, plain(history))
+        view = plain(history)
+        items = self.items_of(view.history.items)
+        output = self.output(items, view)
+        entropy = self.entropy_in_blocks if self.many else self.entropy
+        return {
+            "next_item": entropy(output.user, items, target).mean(),
+            "interests": self.config.reg_weight * self.penalty(output),
+        }
+
+    def entropy(
+        self, user: Float[Tensor, "batch d"], items: Items, target: Int[Tensor, " batch"]
+    ) -> Float[Tensor, " batch"]:
+        """Cross-entropy over all rows, whose vectors are there."""
 
         def scores(shared: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
             *scored, gamma = rows
             return fused([shared[0] @ each.T for each in scored], gamma, self.config.temperature)
 
-        rows = [*items.scored, items.gamma]
-        entropy = scored_cross_entropy(scores, [output.user], rows, target)
-        return {
-            "next_item": entropy.mean(),
-            "interests": self.config.reg_weight * self.penalty(output),
-        }
+        return scored_cross_entropy(scores, [user], [*items.scored, items.gamma], target)
+
+    def entropy_in_blocks(
+        self,
+        user: Float[Tensor, "batch d"],
+        items: Items,  # noqa: ARG002
+        target: Int[Tensor, " batch"],
+    ) -> Float[Tensor, " batch"]:
+        """The same; each block of the softmax makes its rows' vectors, and again on the way back."""
+
+        def scores(shared: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
+            user, *weights = shared
+            text, image, *lines = rows
+            made = self.made(self.modalities.adapted(weights, text, image), lines)
+            near = [user @ each.T for each in made.scored]
+            return fused(near, made.gamma, self.config.temperature)
+
+        shared = [user, *self.modalities.weights()]
+        rows = [self.modalities.text, self.modalities.image, *self.lines()]
+        return scored_cross_entropy(scores, shared, rows, target)
 
     def contrast(self, history: History, shorter: History, target: Int[Tensor, " batch"]) -> Losses:
         """Pre-training: each user against the batch's targets, and against the shortened users.
@@ -799,12 +912,13 @@ class MISSRec(Recommender):
             shorter: The same users after item drop.
             target: Next items.
         """
-        items = self.items()
+        items = self.items_of(history.items, shorter.items, target)
         first = self.output(items, plain(history))
         second = self.output(items, misaligned(history, shorter))
         tau, label = self.config.temperature, torch.arange(len(target), device=target.device)
-        near = [first.user @ each[target].T for each in items.scored]
-        to_item = fused(near, items.gamma[target], tau)
+        rows = items.row(target)
+        near = [first.user @ each[rows].T for each in items.scored]
+        to_item = fused(near, items.gamma[rows], tau)
         to_user = first.user @ second.user.T / tau
         penalty = self.penalty(first) + self.penalty(second)
         return {
@@ -825,7 +939,8 @@ class MISSRec(Recommender):
 
     def encode(self, history: History) -> Float[Tensor, "batch d"]:
         """User vectors u (L6)."""
-        return self.output(self.items(), plain(self.reading(history))).user
+        view = plain(self.reading(history))
+        return self.output(self.items_of(view.history.items), view).user
 
     def output(self, items: Items, view: View) -> Output:
         """L2 to L6."""
@@ -840,7 +955,8 @@ class MISSRec(Recommender):
         width = history.items.shape[1]
         empty = width - history.real.sum(1, keepdim=True).clamp(min=1)
         place = (torch.arange(width, device=empty.device) - empty).clamp(min=0)
-        x = items.text[history.items] + items.image[view.images] + self.positions[place]
+        text, image = items.text[items.row(history.items)], items.image[items.row(view.images)]
+        x = text + image + self.positions[place]
         dropped: Tensor = self.input_dropout(
             self.input_norm(self.typing(x, history.behaviours * history.real))
         )
@@ -870,28 +986,68 @@ class MISSRec(Recommender):
 
     def items(self) -> Items:
         """All items; made once an update, and once an evaluation."""
-        return self.once("items", self._items)
+        return self.once("items", lambda: self.made(self.modalities(), self.lines()))
 
-    def _items(self) -> Items:
+    def lines(self) -> list[Tensor]:
+        """What items are made from beside t and v, each with one line an item row (see `made`)."""
         ids = self.without_ids if self.pretraining else self.ids
-        text, image = self.modalities()
-        texts, images = self.modalities.read(text, image)
-        scored = [*self.modalities.scored(text, image), *ids.scored()]
-        return Items(ids.add(texts), images, scored, self.gamma.expand(len(text)))
+        present = self.modalities.present
+        return [present, self.gamma.expand(len(present)), *ids.lines()]
+
+    def made(
+        self,
+        adapted: tuple[Float[Tensor, "row d"], Float[Tensor, "row d"]],
+        lines: Sequence[Tensor],
+    ) -> Items:
+        """Items from their t and v, and from their lines of `lines`."""
+        (text, image), (present, gamma, *identity) = adapted, lines
+        ids = self.ids if identity else self.without_ids
+        texts, images = self.modalities.read(text, image, present)
+        scored = [*self.modalities.scored(text, image, present), *ids.scored(identity)]
+        return Items(ids.add(texts, identity), images, scored, gamma)
+
+    def items_of(self, *wanted: Int[Tensor, "*_"]) -> Items:
+        """All items or, where they are many, those that are wanted."""
+        if not self.many:
+            return self.items()
+        chosen = torch.cat([items.flatten() for items in wanted]).unique()
+        place = chosen.new_zeros(self.catalogue.items + 1)
+        place[chosen] = torch.arange(len(chosen), device=chosen.device)
+        made = self.made(self.modalities.some(chosen), [each[chosen] for each in self.lines()])
+        return replace(made, place=place)
+
+    def scored(self) -> tuple[list[Float[Tensor, "item_row d"]], Float[Tensor, " item_row"]]:
+        """Unit vectors and fusion factors of all items."""
+        if self.many:
+            return self.once("scored", self._scored_in_blocks)
+        items = self.items()
+        return items.scored, items.gamma
+
+    def _scored_in_blocks(self) -> tuple[list[Tensor], Tensor]:
+        modalities, lines = self.modalities, self.lines()
+        scored: list[Tensor] = []
+        for block in blocks_of(self.catalogue.items + 1):
+            text, image = modalities.text[block], modalities.image[block]
+            adapted = modalities.adapted(modalities.weights(), text, image)
+            made = self.made(adapted, [each[block] for each in lines]).scored
+            if not scored:
+                scored = [each.new_empty(len(modalities.text), each.shape[1]) for each in made]
+            for into, each in zip(scored, made, strict=True):
+                into[block] = each
+        return scored, lines[1]
 
     def score(
         self, state: Float[Tensor, "batch d"], items: Int[Tensor, "batch cand"]
     ) -> Float[Tensor, "batch cand"]:
         """L7 of some items a user."""
-        every = self.items()
-        near = [(each[items] @ state.unsqueeze(2)).squeeze(2) for each in every.scored]
-        return fused(near, every.gamma[items], self.config.temperature)
+        scored, gamma = self.scored()
+        near = [(each[items] @ state.unsqueeze(2)).squeeze(2) for each in scored]
+        return fused(near, gamma[items], self.config.temperature)
 
     def score_all(self, state: Float[Tensor, "batch d"]) -> Float[Tensor, "batch item_row"]:
         """L7 of every row, as matrix products."""
-        every = self.items()
-        near = [state @ each.T for each in every.scored]
-        return fused(near, every.gamma, self.config.temperature)
+        scored, gamma = self.scored()
+        return fused([state @ each.T for each in scored], gamma, self.config.temperature)
 
 
 def plain(history: History) -> View:

@@ -8,6 +8,7 @@ from dataclasses import fields
 from enum import Enum
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -477,6 +478,56 @@ class TestLoss:
             found.append([losses["next_item"], *(p.grad for p in net.parameters())])
         for whole, blocks in zip(*found, strict=True):
             same(blocks, whole)
+
+    @pytest.mark.parametrize("stage", ["next item", "pre-training"])
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {},
+            {"missing": Missing.masked},
+            {"ids": Ids.inductive, "item_fusion": ItemFusion.static},
+            {"item_fusion": ItemFusion.dynamic_instance, "behaviors": Reads.typed},
+        ],
+        ids=str,
+    )
+    def test_where_items_are_many_their_vectors_are_made_in_blocks(
+        self, settings: dict[str, object], stage: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The interests, the loss, its gradients and the scores are those of all vectors at once."""
+
+        def numbers() -> list[Tensor]:
+            net = model(**settings)
+            net.pretraining.fill_(stage == "pre-training")
+            losses = net.loss(batch(history(*ROWS), 1, 2, 2, 4, 20))
+            sum(losses.values()).backward()
+            reached = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+            if stage == "next item":
+                assert {name for name, grad in reached.items() if grad.any()} == {
+                    name for name, _ in net.named_parameters()
+                }
+            state = net.encode(history(*ROWS))
+            drawn = torch.tensor([[1, 3, NO_TEXT]] * len(ROWS))
+            return [
+                *losses.values(), *reached.values(), net.interests.centroids, state,
+                net.score(state, drawn), net.score_all(state),
+            ]  # fmt: skip
+
+        expected = numbers()
+        monkeypatch.setattr("baselines.missrec.WHOLE", ITEMS)
+        monkeypatch.setattr("baselines.missrec.BLOCK", 4)
+        softmax: list[int] = []
+
+        def blocks(*given: Any) -> Tensor:
+            softmax.append(len(given[2]))
+            return scored_cross_entropy(*given, chunk=4)
+
+        monkeypatch.setattr("baselines.missrec.scored_cross_entropy", blocks)
+        monkeypatch.setattr(MISSRec, "items", None)  # all at once
+        for found, whole in zip(numbers(), expected, strict=True):
+            same(found, whole)
+        # Rows of the softmax are raw vectors, presence, gamma and, with ids, what E is made from.
+        lines = 4 if settings.get("ids") is Ids.inductive else 6
+        assert softmax == ([lines] if stage == "next item" else [])
 
     def test_the_padding_row_of_the_id_table_is_never_trained(self) -> None:
         net = model().train()
