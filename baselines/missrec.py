@@ -866,16 +866,19 @@ class MISSRec(Recommender):
         view = plain(history)
         items = self.items_of(view.history.items)
         output = self.output(items, view)
-        entropy = self.entropy_in_blocks if self.many else self.entropy
+        if self.many:
+            entropy = self.entropy_in_blocks(output.user, target)
+        else:
+            entropy = self.entropy(output.user, items, target)
         return {
-            "next_item": entropy(output.user, items, target).mean(),
+            "next_item": entropy.mean(),
             "interests": self.config.reg_weight * self.penalty(output),
         }
 
     def entropy(
         self, user: Float[Tensor, "batch d"], items: Items, target: Int[Tensor, " batch"]
     ) -> Float[Tensor, " batch"]:
-        """Cross-entropy over all rows, whose vectors are there."""
+        """Cross-entropy over all rows, when their vectors are there."""
 
         def scores(shared: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
             *scored, gamma = rows
@@ -884,10 +887,7 @@ class MISSRec(Recommender):
         return scored_cross_entropy(scores, [user], [*items.scored, items.gamma], target)
 
     def entropy_in_blocks(
-        self,
-        user: Float[Tensor, "batch d"],
-        items: Items,  # noqa: ARG002
-        target: Int[Tensor, " batch"],
+        self, user: Float[Tensor, "batch d"], target: Int[Tensor, " batch"]
     ) -> Float[Tensor, " batch"]:
         """The same; each block of the softmax makes its rows' vectors, and again on the way back."""
 
