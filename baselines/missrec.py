@@ -866,19 +866,17 @@ class MISSRec(Recommender):
         view = plain(history)
         items = self.items_of(view.history.items)
         output = self.output(items, view)
-        if self.many:
-            entropy = self.entropy_in_blocks(output.user, target)
-        else:
-            entropy = self.entropy(output.user, items, target)
         return {
-            "next_item": entropy.mean(),
+            "next_item": self.entropy(output.user, items, target).mean(),
             "interests": self.config.reg_weight * self.penalty(output),
         }
 
     def entropy(
         self, user: Float[Tensor, "batch d"], items: Items, target: Int[Tensor, " batch"]
     ) -> Float[Tensor, " batch"]:
-        """Cross-entropy over all rows, when their vectors are there."""
+        """Cross-entropy over all rows."""
+        if self.many:
+            return self.entropy_in_blocks(user, target)
 
         def scores(shared: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
             *scored, gamma = rows
