@@ -24,6 +24,7 @@ FULL = BATCH * ITEMS
 """Entries of a matrix of a batch's logits; users x items has half as many again."""
 BLOCKS = (
     ("models.softmax", "BLOCK"),
+    ("models.gumbel", "BLOCK"),
     ("baselines.gru4rec", "BLOCK"),
     ("baselines.kmclr", "BLOCK_NUMBERS"),
     ("baselines.sgdl", "COLUMN_NUMBERS"),

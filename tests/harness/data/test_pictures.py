@@ -230,6 +230,15 @@ def test_nothing_leaves_this_machine_even_by_redirect(
     assert set(door) == {"192.0.2.7"}  # tried, and stopped at the door: the door works
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is heard, also where the tests run in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_stopped_in_the_middle_it_goes_on(server: Server, cache: Cache) -> None:
     urls = [server.url(f"good/{number}") for number in range(40)]
     seen = []
