@@ -272,6 +272,8 @@ def t_sne(x: Float[ndarray, "item d"]) -> Float[ndarray, "item 2"]:
     """Van der Maaten and Hinton 2008, as scikit-learn has it; the same points for the same features.
 
     On one thread: with more, sums run in another order, and a thousand steps make other maps of that.
+    So do the kernels that BLAS chooses for another processor (OPENBLAS_CORETYPE); the numbers among the
+    features do not move.
     """
     perplexity = min(PERPLEXITY, (len(x) - 1) / 3)
     made = TSNE(2, perplexity=perplexity, init="pca", random_state=0, n_jobs=1)
