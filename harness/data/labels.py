@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
@@ -23,12 +24,9 @@ class Labels(Sequence[str]):
     begin = 0
     block: tuple[str, ...] = ()
 
-    def __len__(self) -> int:
-        raise NotImplementedError
-
+    @abstractmethod
     def some(self, places: Any) -> list[str]:
         """The texts at some places (a slice, or an array of places)."""
-        raise NotImplementedError
 
     @overload
     def __getitem__(self, place: int) -> str: ...
