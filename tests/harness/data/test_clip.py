@@ -175,6 +175,26 @@ def test_weights_as_pytorch_stored_them_are_read(english: Path, tmp_path: Path) 
     assert encoder(copy).texts(TITLES)[0].tobytes() == wanted.tobytes()
 
 
+class Opened:
+    """What a pickle that is loaded without care would do."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_weights_that_would_run_code_are_refused(english: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(english, tmp_path / "model"))
+    (folder / "model.safetensors").unlink()
+    torch.save({"logit_scale": Opened(tmp_path / "ran")}, folder / "pytorch_model.bin")
+    with pytest.raises(InputError) as caught:
+        encoder(folder)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_weights_that_lack_a_tensor_are_refused(english: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(english, tmp_path / "copy")
     weights = load_file(copy / "model.safetensors")
